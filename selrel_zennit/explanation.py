@@ -1,0 +1,92 @@
+"""Explanation: what comes out of explaining a batch of clips, checked on construction. NumPy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class MotionShare(NamedTuple):
+    """How much of an explanation the selection kept, each [B] in 0…1 (NaN where a map is zero everywhere)."""
+
+    area: npt.NDArray[np.float64]
+    mass: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Logits, relevance and motion relevance of a batch of clips.
+
+    logits            float [B,K]      what the network said
+    target            int   [B]        the class explained
+    relevance         float [B,T,H,W]  channels summed
+    motion_relevance  float [B,T,H,W]  ``where(mask, relevance, 0)``
+    mask              bool  [B,T,H,W]  what the selection kept
+
+    Raises ValueError, naming the field and the shape it got, for anything that does not fit together, and for values
+    that are not finite.
+    """
+
+    logits: FloatArray
+    target: npt.NDArray[np.int64]
+    relevance: FloatArray
+    motion_relevance: FloatArray
+    mask: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.relevance)
+        batch = shape[:1]
+        expected = {
+            "logits": (2, "[B,K]", np.floating),
+            "target": (1, "[B]", np.integer),
+            "relevance": (4, "[B,T,H,W]", np.floating),
+            "motion_relevance": (4, "[B,T,H,W]", np.floating),
+            "mask": (4, "[B,T,H,W]", np.bool_),
+        }
+        for name, (ndim, letters, kind) in expected.items():
+            value = getattr(self, name)
+            if not isinstance(value, np.ndarray):
+                raise ValueError(f"{name} must be a NumPy array, got {type(value).__name__}")
+            if value.ndim != ndim:
+                raise ValueError(f"{name} must be {letters}, got {value.shape}")
+            if not np.issubdtype(value.dtype, kind):
+                raise ValueError(f"{name} must be of kind {kind.__name__}, got {value.dtype}")
+            if value.shape[:1] != batch:
+                raise ValueError(f"{name} has a batch of {value.shape[0]}, relevance of {batch[0]}")
+            if ndim == 4 and value.shape != shape:
+                raise ValueError(f"{name} must have relevance's shape {shape}, got {value.shape}")
+            if kind is np.floating and not np.isfinite(value).all():
+                raise ValueError(f"{name} holds NaN or infinity")
+        classes = self.logits.shape[1]
+        if self.target.size and not (0 <= self.target.min() and self.target.max() < classes):
+            raise ValueError(f"target must lie in 0…{classes - 1}, got {self.target.tolist()}")
+        if not np.array_equal(self.motion_relevance, np.where(self.mask, self.relevance, 0)):
+            raise ValueError("motion_relevance must be relevance where mask is set and zero elsewhere")
+
+    def __len__(self) -> int:
+        return int(self.relevance.shape[0])
+
+    @property
+    def static_relevance(self) -> FloatArray:
+        """What the selection dropped, [B,T,H,W]."""
+        return np.where(self.mask, np.float32(0), self.relevance)
+
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Softmax of the logits, float64 [B,K]."""
+        shifted = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True)
+        exponentials = np.exp(shifted)
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+    def motion_share(self) -> MotionShare:
+        """Return the share of relevance kept: area = |R≠0 ∧ mask| ÷ |R≠0|, mass = Σ|R|·mask ÷ Σ|R|, each [B]."""
+        axes = (1, 2, 3)
+        nonzero, size = self.relevance != 0, np.abs(self.relevance.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            area = (nonzero & self.mask).sum(axes) / nonzero.sum(axes)
+            mass = (size * self.mask).sum(axes) / size.sum(axes)
+        return MotionShare(np.asarray(area), np.asarray(mass))
