@@ -1,0 +1,328 @@
+"""Train the embedded demo model on synthetic clips, and record how well it does.
+
+Writes the weights (batch norms folded) and ``results/demo_training.json``. About half an hour on two CPU cores:
+
+    python benchmarks/train_demo.py
+
+Memory handed back to the system after every step costs much of the time; glibc keeps it with
+``MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184`` in the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from selrel_zennit import ClipSpec
+from selrel_zennit.models.c3d import C3D
+from selrel_zennit.models.demo import HIDDEN, WIDTH
+from selrel_zennit.synthetic import CLASSES, GENERATOR_VERSION, SyntheticSpec, frozen, make_clip
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = HERE.parent / "selrel_zennit" / "models" / "demo.safetensors"
+RESULTS = HERE / "results" / "demo_training.json"
+
+# The network sees (pixels - mean) / SCALE while it learns; SCALE is folded into the first convolution afterwards.
+SCALE = 64.0
+SEEDS = {"train": 1001, "validation": 1002, "uncorrelated": 1003, "opposed": 1004, "frames": 1005, "frames test": 1006}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some training at one frame size: the convolutions carry over to the next stage, the linear layers do not."""
+
+    side: int
+    clips: int
+    first_clip: int
+    batch: int
+    learning_rate: float
+
+
+STAGES = (
+    Stage(side=64, clips=40_000, first_clip=0, batch=32, learning_rate=4e-3),
+    Stage(side=112, clips=40_000, first_clip=40_000, batch=16, learning_rate=2e-3),
+)
+
+
+class Clips(Dataset[tuple[torch.Tensor, int]]):
+    """Frames [T,H,W,3] and classes of successive clips of one seed, each made when asked for."""
+
+    def __init__(self, spec: SyntheticSpec, seed: int, first: int, count: int, vary: bool) -> None:
+        self.spec, self.seed, self.first, self.count, self.vary = spec, seed, first, count, vary
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        index = self.first + number
+        spec = self.spec
+        if self.vary:  # by block of eight, so that every setting sees every class equally often
+            block = index // len(CLASSES)
+            spec = replace(spec, shake=block % 3, distractor=block % 8 != 0)
+        clip = make_clip(spec, self.seed, index)
+        return torch.from_numpy(clip.frames), clip.class_index
+
+
+def loader(data: Dataset[Any], batch: int, workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        data, batch_size=batch, num_workers=workers, worker_init_fn=lambda _: cv2.setNumThreads(1), prefetch_factor=4
+    )
+
+
+def to_input(frames: torch.Tensor) -> torch.Tensor:
+    """Turn frames uint8 [B,T,H,W,3] into the network's input in training, [B,3,T,H,W] with channels last in memory."""
+    spec = ClipSpec()
+    return ((frames.float() - torch.tensor(spec.mean)) / SCALE).permute(0, 4, 1, 2, 3)
+
+
+def trainable(spec: ClipSpec) -> nn.Sequential:
+    """Return the demo network with batch norms, each ReLU after its pool: the same function, on fewer voxels."""
+    model = C3D(len(CLASSES), width=WIDTH, hidden=HIDDEN, batch_norm=True, dropout=0.0, spec=spec)
+    model.reset_parameters(seed=0)
+    names = list(model._modules)
+    for first, second in zip(names[:-1], names[1:], strict=True):
+        if first.startswith("relu") and second.startswith("pool"):
+            at = names.index(first)
+            names[at], names[at + 1] = second, first
+    return nn.Sequential(OrderedDict((name, model.get_submodule(name)) for name in names))
+
+
+@torch.no_grad()
+def folded(model: nn.Sequential) -> C3D:
+    """Return the network that ships: no batch norms, input in units of ClipSpec()."""
+    plain = C3D(len(CLASSES), width=WIDTH, hidden=HIDDEN, class_names=CLASSES)
+    state = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("bn")}
+    for name, norm in model.named_children():
+        if isinstance(norm, nn.BatchNorm3d):
+            conv = name.replace("bn", "conv")
+            factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            state[f"{conv}.bias"] = (state[f"{conv}.bias"] - norm.running_mean) * factor + norm.bias
+            state[f"{conv}.weight"] *= factor[:, None, None, None, None]
+    state["conv1.weight"] /= SCALE
+    plain.load_state_dict(state)
+    return plain.eval()
+
+
+def train(
+    stages: tuple[Stage, ...], threads: int, workers: int, weights: Path
+) -> tuple[C3D, list[dict[str, float]], float]:
+    began = time.perf_counter()
+    history: list[dict[str, float]] = []
+    model: nn.Sequential | None = None
+    best = 0.0
+    for stage in stages:
+        spec = ClipSpec(short_side=stage.side, crop=stage.side)
+        fresh = trainable(spec).to(memory_format=torch.channels_last_3d)
+        if model is not None:
+            fresh.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("fc")}, strict=False)
+        model = fresh
+        clips = SyntheticSpec(height=stage.side, width=stage.side)
+        batches = loader(Clips(clips, SEEDS["train"], stage.first_clip, stage.clips, vary=True), stage.batch, workers)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.learning_rate, total_steps=len(batches))
+        every = max(len(batches) // 10, 1)
+        losses: list[float] = []
+        hits: list[float] = []
+        for step, (frames, labels) in enumerate(batches, start=1):
+            model.train()
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(to_input(frames)).float()
+            loss = functional.cross_entropy(logits, labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            hits.append((logits.argmax(1) == labels).float().mean().item())
+            if step % every == 0 or step == len(batches):
+                row = {
+                    "side": stage.side,
+                    "clips": step * stage.batch,
+                    "loss": round(float(np.mean(losses)), 4),
+                    "accuracy": round(float(np.mean(hits)), 4),
+                    "validation": round(validate(model, clips, workers), 4),
+                    "minutes": round((time.perf_counter() - began) / 60, 2),
+                }
+                history.append(row)
+                print(json.dumps(row), flush=True)
+                losses, hits = [], []
+                if stage.side == ClipSpec().crop and row["validation"] >= best:
+                    best = row["validation"]
+                    save(folded(model), weights)
+    assert model is not None
+    return folded(model), history, (time.perf_counter() - began) / 60
+
+
+@torch.no_grad()
+def validate(model: nn.Sequential, spec: SyntheticSpec, workers: int, count: int = 320) -> float:
+    model.eval()
+    correct = 0
+    for frames, labels in loader(Clips(spec, SEEDS["validation"], 0, count, vary=True), 32, workers):
+        correct += int((model(to_input(frames)).argmax(1) == labels).sum())
+    return correct / count
+
+
+def save(model: C3D, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial)
+    partial.replace(path)
+
+
+def rate(correct: int, count: int) -> dict[str, float]:
+    """Return a share with its 95 % interval (Wilson)."""
+    z, share = 1.959964, correct / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+    return {"accuracy": round(share, 4), "low": round(middle - half, 4), "high": round(middle + half, 4), "n": count}
+
+
+@torch.no_grad()
+def score(model: C3D, spec: SyntheticSpec, seed: int, count: int) -> dict[str, Any]:
+    """Accuracy of the network that ships, in float32, on whole, frozen and reversed clips."""
+    names = ("whole", "frozen", "reversed: own class", "reversed: opposite class")
+    correct = dict.fromkeys(names, 0)
+    per_class = np.zeros((len(CLASSES), len(CLASSES)), int)
+    for number in range(count):
+        clip = make_clip(spec, seed, number)
+        variants = np.stack([clip.frames, frozen(clip.frames), clip.frames[::-1]])
+        whole, still, reverse = model(torch.from_numpy(model.spec.from_pixels(variants))).argmax(1).tolist()
+        per_class[clip.class_index, whole] += 1
+        hits = (whole == clip.class_index, still == clip.class_index, reverse == clip.class_index)
+        for name, hit in zip(names, (*hits, reverse == clip.class_index ^ 1), strict=True):
+            correct[name] += hit
+    recall = {name: round(float(row[k] / row.sum()), 4) for k, (name, row) in enumerate(zip(CLASSES, per_class, strict=True))}
+    return {**{name: rate(value, count) for name, value in correct.items()}, "whole, by class": recall}
+
+
+class SingleFrames(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
+    """Some frames of each clip with their indices, [k,H,W,3] and [k]."""
+
+    def __init__(self, seed: int, count: int, per_clip: int) -> None:
+        self.seed, self.count, self.per_clip = seed, count, per_clip
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        clip = make_clip(SyntheticSpec(), self.seed, index)
+        order = np.random.default_rng((self.seed, index)).permutation(len(clip.frames))[: self.per_clip]
+        return torch.from_numpy(clip.frames[order]), torch.from_numpy(order), clip.class_index
+
+
+class FrameNet(nn.Module):
+    """A 2D network that sees one frame and knows which one it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in (16, 32, 64, 128):
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+            channels = width
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.index = nn.Embedding(ClipSpec().frames, 64)
+        self.head = nn.Sequential(nn.Linear(128 * 49 + 64, 128), nn.ReLU(), nn.Linear(128, len(CLASSES)))
+
+    def forward(self, frames: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        pixels = (frames.permute(0, 3, 1, 2).float() - 110.0) / SCALE
+        logits: torch.Tensor = self.head(torch.cat([self.features(pixels), self.index(index)], dim=1))
+        return logits
+
+
+def single_frame(train_clips: int, test_clips: int, workers: int) -> dict[str, Any]:
+    """Train a classifier of single frames on the same task: it should find nothing."""
+    torch.manual_seed(0)
+    model, per_clip = FrameNet().to(memory_format=torch.channels_last), 4
+    batches = loader(SingleFrames(SEEDS["frames"], train_clips, per_clip), 16, workers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    hits: list[float] = []
+    for frames, index, labels in batches:
+        labels = labels.repeat_interleave(per_clip)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(frames.flatten(0, 1), index.flatten()).float()
+        functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        hits.append((logits.argmax(1) == labels).float().mean().item())
+    model.eval()
+    correct = 0
+    with torch.no_grad():
+        for frames, index, labels in loader(SingleFrames(SEEDS["frames test"], test_clips, 1), 64, workers):
+            correct += int((model(frames.flatten(0, 1), index.flatten()).argmax(1) == labels).sum())
+    last = round(float(np.mean(hits[-len(hits) // 4 :])), 4)
+    settings = {"train_clips": train_clips, "frames_per_clip": per_clip, "last_quarter_of_training": last}
+    return {"chance": 1 / len(CLASSES), **rate(correct, test_clips), **settings}
+
+
+def machine(threads: int) -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1, help="processes that make clips")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the training and test clips, for a trial run")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    stages = tuple(replace(stage, clips=int(stage.clips * arguments.share)) for stage in STAGES)
+    tests, frame_clips, frame_tests = (int(count * arguments.share) for count in (1000, 8000, 4000))
+
+    model, history, minutes = train(stages, arguments.threads, arguments.workers, arguments.weights)
+    save(model, arguments.weights)
+    shaken = SyntheticSpec(shake=1)
+    result = {
+        "what": "training of the embedded demo model (selrel_zennit/models/demo.safetensors)",
+        "generator_version": GENERATOR_VERSION,
+        "model": {"name": "C3D", "width": WIDTH, "hidden": HIDDEN, "classes": list(CLASSES), "spec": ClipSpec().to_dict()},
+        "settings": {
+            "stages": [asdict(stage) for stage in stages],
+            "clips": "bias 0; blocks of eight with camera shake 0, 1, 2 in turn; one block of eight without distractor",
+            "optimizer": "AdamW, weight decay 1e-3, one cycle, gradient norm at most 1, bfloat16 autocast",
+            "seeds": SEEDS,
+        },
+        "minutes": round(minutes, 1),
+        "machine": machine(arguments.threads),
+        "epochs": history,
+        "uncorrelated": score(model, shaken, SEEDS["uncorrelated"], tests),
+        "opposed": score(model, replace(shaken, opposed=True), SEEDS["opposed"], tests),
+        "single_frame": single_frame(frame_clips, frame_tests, arguments.workers),
+    }
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    arguments.results.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: result[key] for key in ("minutes", "uncorrelated", "opposed", "single_frame")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Motion selection for callers: checked input, torch or NumPy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import reference
+
+_TORCH_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NUMPY_DTYPES = (np.float16, np.float32, np.float64)
+
+
+@overload
+def select_motion(
+    relevance: torch.Tensor,
+    n_sigma: float = ...,
+    *,
+    sign: str = ...,
+    sigma: str = ...,
+    border: str = ...,
+    normalise: str = ...,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def select_motion(
+    relevance: npt.NDArray[Any],
+    n_sigma: float = ...,
+    *,
+    sign: str = ...,
+    sigma: str = ...,
+    border: str = ...,
+    normalise: str = ...,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]: ...
+def select_motion(
+    relevance: torch.Tensor | npt.NDArray[Any],
+    n_sigma: float = 4.0,
+    *,
+    sign: str = "absolute",
+    sigma: str = "signed",
+    border: str = "replicate",
+    normalise: str = "none",
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Keep the relevance that changes over time: R → (motion relevance, mask).
+
+    relevance  float [B,C,T,H,W], or [B,T,H,W] with the channels summed already; torch (any device) or NumPy.
+               float16, bfloat16 and float32 are computed in float32, float64 in float64.
+    n_sigma    the threshold, in standard deviations σ of the gradient over time G of each clip. G is a Sobel filter,
+               R[t+1] − R[t−1] smoothed over H and W, of the channel sum (``reference.motion_gradient``).
+    sign       keep where |G| > n·σ ("absolute"), G > n·σ ("rising") or −G > n·σ ("falling").
+    sigma      σ is the unbiased standard deviation, over T, H and W of a clip, of G ("signed") or |G| ("absolute").
+    border     outside the map, on T, H and W, lies a copy of the nearest voxel ("replicate") or zero ("zero").
+    normalise  what G is taken of: R ("none"), or R ÷ max|R| of the clip, then brought to [0,1] where the clip has
+               negative values ("author-2020").
+
+    Returns motion relevance, ``where(mask, R, 0)`` in the shape and dtype of ``relevance``, and the mask, bool
+    [B,T,H,W]. The comparison is strict: with "replicate", a map that does not change keeps nothing. The motion
+    relevance is differentiable in the relevance, with the mask held fixed.
+
+    Raises TypeError for anything but a float tensor or array; ValueError for another shape, fewer than two time steps,
+    an unknown setting, and, on the CPU, a map that holds NaN or infinity. On other devices that check would have to
+    wait for the device: there, a clip with NaN or infinity keeps nothing. Source: Hiley et al. 2020, §3.
+    """
+    check_settings(n_sigma, sign=sign, sigma=sigma, border=border, normalise=normalise)
+    tensor = _as_tensor(relevance)
+    gradient = reference.motion_gradient(tensor.detach(), border, normalise)
+    threshold = reference.sigma_threshold(gradient, float(n_sigma), sigma)
+    if threshold.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_finite(threshold)
+    mask = reference.exceeds(gradient, threshold, sign)
+    motion_relevance = reference.keep(tensor, mask)
+    if isinstance(relevance, torch.Tensor):
+        return motion_relevance, mask
+    return motion_relevance.numpy(), mask.numpy()
+
+
+def check_settings(n_sigma: Any, *, sign: str, sigma: str, border: str, normalise: str) -> None:
+    """Raise TypeError or ValueError, naming the setting and what it may be, unless all of them are known."""
+    if isinstance(n_sigma, bool) or not isinstance(n_sigma, int | float | np.integer | np.floating):
+        raise TypeError(f"n_sigma must be a number, got {type(n_sigma).__name__}")
+    if not (math.isfinite(n_sigma) and n_sigma >= 0):
+        raise ValueError(f"n_sigma must be finite and 0 or more, got {n_sigma}")
+    for name, value, allowed in (
+        ("sign", sign, reference.SIGNS),
+        ("sigma", sigma, reference.SIGMAS),
+        ("border", border, reference.BORDERS),
+        ("normalise", normalise, reference.NORMALISATIONS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _as_tensor(relevance: Any) -> torch.Tensor:
+    if isinstance(relevance, torch.Tensor):
+        known = relevance.dtype in _TORCH_DTYPES
+    elif isinstance(relevance, np.ndarray):
+        known = relevance.dtype.type in _NUMPY_DTYPES
+    else:
+        raise TypeError(f"relevance must be a torch tensor or a NumPy array, got {type(relevance).__name__}")
+    if not known:
+        raise TypeError(f"relevance must be float16, bfloat16 (torch), float32 or float64, got {relevance.dtype}")
+    shape = tuple(relevance.shape)
+    if len(shape) not in (4, 5):
+        raise ValueError(f"relevance must be [B,C,T,H,W], or [B,T,H,W] with its channels summed, got {shape}")
+    if 0 in shape:
+        raise ValueError(f"relevance must hold at least one voxel on every axis, got {shape}")
+    if shape[-3] < 2:
+        raise ValueError(f"relevance must have at least 2 time steps (the third axis from the end), got {shape}")
+    if isinstance(relevance, torch.Tensor):
+        return relevance
+    # torch takes neither negative strides nor foreign byte orders, and warns of arrays that cannot be written.
+    array = np.ascontiguousarray(relevance, dtype=relevance.dtype.newbyteorder("="))
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _check_finite(threshold: torch.Tensor) -> None:
+    # One bad voxel makes its clip's σ bad, so B numbers answer for the whole map: no further pass over it.
+    if math.isfinite(threshold.amax().item()):
+        return
+    clips = [index for index, value in enumerate(threshold.flatten().tolist()) if not math.isfinite(value)]
+    raise ValueError(
+        f"relevance of clip {', '.join(map(str, clips))} holds NaN, infinity or values too large for its arithmetic: "
+        "look for a division by zero in the explanation, or scale the map"
+    )

@@ -1,0 +1,89 @@
+"""The registry of methods, and build_method: a name and a model make an attributor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..clip import ClipSpec
+from ..errors import InputError
+from ..text import close_names
+from .base import VideoAttributor
+
+Builder = Callable[..., VideoAttributor]
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method of the registry.
+
+    ``build(model, **options)`` makes the attributor; ``passes`` is the cost in forward passes, roughly; ``compilable``
+    says whether it is one fixed computation (no sampling, no path, no optimisation); ``warning`` is printed beside
+    every result where one is due.
+    """
+
+    name: str
+    build: Builder
+    summary: str
+    citation: str
+    passes: float
+    compilable: bool
+    warning: str | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the options that ``build`` takes after the model."""
+        return list(inspect.signature(self.build).parameters)[1:]
+
+
+METHODS: dict[str, MethodEntry] = {}
+
+
+def register_method(
+    name: str, *, summary: str, citation: str, passes: float, compilable: bool, warning: str | None = None
+) -> Callable[[Builder], Builder]:
+    """Register a builder ``(model, **options) -> VideoAttributor`` under ``name``; see MethodEntry for the fields.
+
+    Raises ValueError when the name is taken.
+    """
+
+    def register(build: Builder) -> Builder:
+        if name in METHODS:
+            raise ValueError(f"a method named {name!r} is registered already")
+        METHODS[name] = MethodEntry(name, build, summary, citation, passes, compilable, warning)
+        return build
+
+    return register
+
+
+def build_method(name: str, model: nn.Module, **options: Any) -> VideoAttributor:
+    """Return the attributor of method ``name`` for ``model``, with ``.info`` saying what it is.
+
+    Raises InputError for an unknown method or option, and for a model in training mode, where dropout and batch norm
+    would explain something else than what the network says.
+    """
+    if name not in METHODS:
+        raise InputError(f"no method named {name!r}{close_names(name, METHODS)}; there are {', '.join(METHODS)}")
+    entry = METHODS[name]
+    unknown = sorted(set(options) - set(entry.options))
+    if unknown:
+        known = ", ".join(entry.options) or "none"
+        raise InputError(f"{name} has no option {unknown[0]!r}{close_names(unknown[0], entry.options)}; its options: {known}")
+    if any(module.training for module in model.modules()):
+        raise InputError("the model is in training mode: call model.eval() before explaining it")
+    attributor = entry.build(model, **options)
+    provenance = getattr(model, "provenance", {})
+    spec = getattr(model, "spec", None)
+    attributor.info = {
+        "method": name,
+        "options": options,
+        "model": provenance.get("model", type(model).__name__),
+        "weights": provenance.get("weights"),
+        "weights_sha256": provenance.get("sha256"),
+        "clip_spec": spec.to_dict() if isinstance(spec, ClipSpec) else None,
+    }
+    return attributor

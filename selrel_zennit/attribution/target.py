@@ -1,0 +1,62 @@
+"""Targets: the class that is explained, as an index, a name, or "top1"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import InputError
+from ..text import close_names
+
+Target = int | str | Sequence[int] | torch.Tensor
+
+
+def one_hot(target: int | Sequence[int] | torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return the output attribution of a class: float32 [B,K], 1 at the target (Hiley et al. 2020), 0 elsewhere.
+
+    ``target`` is one index, or one per clip. Raises InputError outside 0…K−1.
+    """
+    indices = torch.as_tensor(target).reshape(-1)
+    if indices.is_floating_point() or indices.dtype == torch.bool:
+        raise InputError(f"a target must be a whole number, got {target!r}")
+    if indices.numel() == 0 or int(indices.min()) < 0 or int(indices.max()) >= num_classes:
+        raise InputError(f"target must lie in 0…{num_classes - 1}, got {target if isinstance(target, int) else indices.tolist()}")
+    classes = torch.arange(num_classes, device=indices.device)
+    return (classes == indices[:, None]).to(torch.float32)
+
+
+def resolve_target(target: Target, logits: torch.Tensor, class_names: Sequence[str] | None = None) -> torch.Tensor:
+    """Return the class indices that ``target`` means for ``logits`` [B,K]: int64 [B], on the logits' device.
+
+    ``target`` is "top1" or -1 (each clip's own top class), an index, a decimal string, a name of ``class_names``, or
+    one index per clip. Raises InputError for a name or index that does not exist.
+    """
+    batch, num_classes = logits.shape
+    if isinstance(target, str):
+        target = _parse(target, num_classes, class_names)
+    if isinstance(target, int) and target == -1:
+        return logits.argmax(1)
+    chosen = torch.as_tensor(target, device=logits.device).reshape(-1)
+    one_hot(chosen, num_classes)  # checks the range
+    if chosen.numel() not in (1, batch):
+        raise InputError(f"{chosen.numel()} targets for {batch} clips: give one, or one per clip")
+    return chosen.to(torch.int64).expand(batch)
+
+
+def _parse(target: str, num_classes: int, class_names: Sequence[str] | None) -> int:
+    if target == "top1":
+        return -1
+    if class_names is not None and target in class_names:
+        return list(class_names).index(target)
+    try:
+        index = int(target)
+    except ValueError:
+        if class_names is None:
+            raise InputError(f"target {target!r}: this model has no class names; give top1 or an index 0…{num_classes - 1}") from None
+        raise InputError(
+            f"no class named {target!r}{close_names(target, class_names)}; give top1, a name, or an index 0…{num_classes - 1}"
+        ) from None
+    if not 0 <= index < num_classes:
+        raise InputError(f"target must be top1 or lie in 0…{num_classes - 1}, got {index}")
+    return index

@@ -1,0 +1,73 @@
+"""selrel list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from zennit.composites import COMPOSITES
+
+from .. import composites as _registered
+from ..attribution import METHODS
+from ..models import MODELS
+from ..selection import PRESETS
+from .options import json_option, write_json
+
+__all__ = ["listing"]
+
+assert _registered  # importing it is what registers this package's composites with Zennit
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(["methods", "models", "composites", "presets"]))
+@json_option
+def listing(what: str, json_path: str | None) -> None:
+    """List what there is: name, one line, citation, and for methods whether they compile and what to beware of."""
+    rows = {"methods": _methods, "models": _models, "composites": _composites, "presets": _presets}[what]()
+    write_json(json_path, rows)
+    if json_path == "-":
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        click.echo(f"{row['name']:<{width}}  {row['summary']}")
+        for key, value in row.items():
+            if key not in ("name", "summary") and value not in (None, [], ""):
+                click.echo(f"{'':<{width}}    {key}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _methods() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": entry.name,
+            "summary": entry.summary,
+            "citation": entry.citation,
+            "cost": f"about {entry.passes:g} × a forward pass",
+            "compilable": "yes" if entry.compilable else "no",
+            "options": entry.options,
+            "warning": entry.warning,
+        }
+        for entry in METHODS.values()
+    ]
+
+
+def _models() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": entry.name,
+            "summary": entry.summary,
+            "citation": entry.citation,
+            "weights": "embedded" if entry.embedded else "pass --weights FILE or random",
+        }
+        for entry in MODELS.values()
+    ]
+
+
+def _composites() -> list[dict[str, Any]]:
+    return [
+        {"name": name, "summary": (composite.__doc__ or "").strip().split(". ")[0].replace("\n", " ").strip()}
+        for name, composite in COMPOSITES.items()
+    ]
+
+
+def _presets() -> list[dict[str, Any]]:
+    return [{"name": name, "summary": preset.summary} for name, preset in PRESETS.items()]

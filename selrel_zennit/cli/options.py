@@ -1,0 +1,133 @@
+"""Options that several commands share, and what they become."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+from torch import nn
+
+from ..clip import ClipSpec
+from ..errors import InputError
+from ..files import atomic_path
+from ..models import load_model
+from ..models.c3d_layouts import VARIANTS
+from ..text import close_names
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_options(command: F) -> F:
+    """Add --model, --weights, --num-classes, --clip-spec, --class-names, --device, --threads and --seed."""
+    for option in reversed(
+        (
+            click.option("--model", "model_name", default="demo", show_default=True, help="A name of `selrel list models`, or package.module:factory."),
+            click.option("--weights", help="A weight file (safetensors or a state dict), embedded, own or random."),
+            click.option("--num-classes", type=click.IntRange(1), help="Classes of the network  [default: the file's]"),
+            click.option("--clip-spec", help="A ClipSpec as a JSON file, or the name of a C3D variant  [default: the model's]"),
+            click.option("--class-names", type=click.Path(), help="A text file, one class name a line."),
+            click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
+            click.option("--threads", type=click.IntRange(1), help="CPU threads of torch  [default: torch's own]"),
+            click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def json_option(command: F) -> F:
+    """Add --json PATH."""
+    return click.option("--json", "json_path", help="Write the figures as JSON to this file; - is standard output.")(command)
+
+
+def open_model(
+    model_name: str,
+    weights: str | None,
+    num_classes: int | None,
+    clip_spec: str | None,
+    class_names: str | None,
+    device: str,
+    threads: int | None,
+    seed: int,
+) -> nn.Module:
+    """Return the network that the options of ``model_options`` name. Raises InputError."""
+    if threads:
+        torch.set_num_threads(threads)
+    spec = _read_spec(clip_spec) if clip_spec else None
+    model = load_model(model_name, weights, num_classes=num_classes, seed=seed, spec=spec, device=_device(device))
+    if class_names:
+        model.class_names = _read_names(class_names)  # type: ignore[assignment]
+    return model
+
+
+def weights_entry(provenance: dict[str, Any]) -> dict[str, Any] | str:
+    """Return how a summary names the weights: file and hash, or "embedded", "own", "random seed N"."""
+    weights = provenance["weights"]
+    if weights == "embedded" or provenance["sha256"] is None:
+        return str(weights)
+    return {"file": weights, "sha256": provenance["sha256"], "layout": provenance["layout"]}
+
+
+def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Parse ``KEY=VALUE`` pairs; a value is JSON where it is valid JSON (4, true, [1,2]), else text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"--option {pair!r}: give KEY=VALUE")
+        try:
+            options[key.replace("-", "_")] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key.replace("-", "_")] = value
+    return options
+
+
+def write_json(path: str | None, figures: Any) -> None:
+    """Write ``figures`` where --json says, if it says so."""
+    if path is None:
+        return
+    text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r}: give cpu, cuda or cuda:N{close_names(name, ['cpu', 'cuda'])}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
+
+
+def _read_spec(name: str) -> ClipSpec:
+    if name in VARIANTS:
+        return VARIANTS[name]
+    try:
+        return ClipSpec.from_dict(json.loads(Path(name).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"--clip-spec {name}: no such file, and no variant; variants: {', '.join(VARIANTS)}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"--clip-spec {name}: not a ClipSpec ({error})") from None
+
+
+def _read_names(path: str) -> list[str]:
+    try:
+        names = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--class-names {path}: cannot be read as text ({error})") from None
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise InputError(f"--class-names {path}: holds no names; give one a line")
+    return names

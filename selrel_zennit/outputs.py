@@ -1,0 +1,170 @@
+"""The five files of an explanation: overlay.mp4, strip.png, report.html, explanation.npz, summary.json. No torch."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import render
+from .explanation import Explanation
+from .report import report_html
+from .video import write_mp4, write_png
+
+# One clip lasts half a second: at its own speed nobody sees it. Longer videos play at theirs.
+_SINGLE_CLIP_RATE = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class ClipExplanations:
+    """The clips of one video, explained: the batch axis of ``explanation`` runs over clips.
+
+    pixels      uint8 [B,T,H,W,3]  what the network saw
+    starts      [B]                first frame of each clip in the video
+    seconds     [B]                per clip: read, forward_backward, select
+    frame_rate  clip frames per second of video
+    notes       what was done to the input: loop padding, dropped alpha, …
+    info        what the attributor is (``attributor.info``)
+
+    Raises ValueError when the numbers of clips differ.
+    """
+
+    explanation: Explanation
+    pixels: npt.NDArray[np.uint8]
+    starts: list[int]
+    seconds: list[dict[str, float]]
+    frame_rate: float
+    notes: list[str]
+    info: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        expected = (*self.explanation.relevance.shape, 3)
+        if self.pixels.shape != expected or self.pixels.dtype != np.uint8:
+            raise ValueError(f"pixels must be uint8 {expected}, got {self.pixels.dtype} {self.pixels.shape}")
+        if not len(self.starts) == len(self.seconds) == len(self.explanation):
+            raise ValueError(f"{len(self.starts)} starts and {len(self.seconds)} timings for {len(self.explanation)} clips")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How relevance becomes colour, by Zennit's names: colour map, level, norm."""
+
+    cmap: str = "coldnhot"
+    level: float = 1.0
+    relevance_norm: str = "symmetric"
+
+
+def write_outputs(
+    folder: Path,
+    clips: ClipExplanations,
+    *,
+    settings: dict[str, Any],
+    class_names: list[str] | None = None,
+    style: Style | None = None,
+    warnings: list[str] | None = None,
+) -> dict[str, Any]:
+    """Write the five files into ``folder``, which exists, and return the summary.
+
+    ``settings`` are the summary's entries that say how the explanation was made: video, model, weights, method, preset,
+    n_sigma, runner, device. For all or nothing, pass the folder of ``files.staged_folder``.
+    """
+    style = style or Style()
+    summary = summarise(clips, settings=settings, class_names=class_names, warnings=warnings)
+    count = len(clips.starts)
+    since = time.perf_counter()
+    rate = min(_SINGLE_CLIP_RATE, clips.frame_rate) if count == 1 else clips.frame_rate
+    overlay = (frame for index in range(count) for frame in _draw(render.overlay_frames, clips, index, summary, style))
+    write_mp4(folder / "overlay.mp4", overlay, rate)
+    # One strip stands for the video: the clip in which the network was surest.
+    shown = int(np.argmax(clips.explanation.logits[:, summary["target"]]))
+    write_png(folder / "strip.png", _draw(render.strip_image, clips, shown, summary, style))
+    drawing = (time.perf_counter() - since) / count
+    for entry in summary["clips"]:
+        entry["seconds"]["render"] = drawing
+    summary["overlay"] = {"frame_rate": rate, "speed": rate / clips.frame_rate}
+    media = {"overlay": (folder / "overlay.mp4").read_bytes(), "strip": (folder / "strip.png").read_bytes()}
+    (folder / "report.html").write_text(report_html(summary, media), encoding="utf-8")
+    explanation = clips.explanation
+    arrays = {name: getattr(explanation, name) for name in ("relevance", "motion_relevance", "mask", "logits", "target")}
+    np.savez_compressed(folder / "explanation.npz", frames=clips.pixels, **arrays)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return summary
+
+
+def summarise(
+    clips: ClipExplanations,
+    *,
+    settings: dict[str, Any],
+    class_names: list[str] | None = None,
+    warnings: list[str] | None = None,
+) -> dict[str, Any]:
+    """Return what summary.json holds, as plain JSON types; a share that is not defined is null."""
+    explanation = clips.explanation
+    target = int(explanation.target[0])
+    mean_logits = explanation.logits.astype(np.float64).mean(axis=0)
+    probabilities = np.exp(mean_logits - mean_logits.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities, kind="stable")[:5]
+    share = explanation.motion_share()
+
+    def name(index: int) -> str:
+        return class_names[index] if class_names else str(index)
+
+    return {
+        **settings,
+        "target": target,
+        "target_name": name(target),
+        "target_probability": float(probabilities[target]),
+        "top5": [[name(int(index)), float(probabilities[index])] for index in order],
+        "clips": [
+            {
+                "start": start,
+                "motion_area": _number(share.area[i]),
+                "motion_mass": _number(share.mass[i]),
+                "relevance_sum": float(explanation.relevance[i].sum(dtype=np.float64)),
+                "seconds": dict(seconds),
+            }
+            for i, (start, seconds) in enumerate(zip(clips.starts, clips.seconds, strict=True))
+        ],
+        "info": clips.info,
+        "notes": list(dict.fromkeys(clips.notes)),
+        "warnings": list(warnings or []),
+        "versions": _versions(),
+    }
+
+
+def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any], style: Style) -> Any:
+    explanation, entry = clips.explanation, summary["clips"][index]
+    return draw(
+        clips.pixels[index],
+        explanation.relevance[index],
+        explanation.motion_relevance[index],
+        title=f"{summary['method']} / {summary['model']} / {summary['preset']} {summary['n_sigma']:g} sigma / frame {entry['start']}",
+        top5=[(name, probability) for name, probability in summary["top5"]],
+        target_name=summary["target_name"],
+        motion_share=(entry["motion_area"], entry["motion_mass"]),
+        cmap=style.cmap,
+        level=style.level,
+        relevance_norm=style.relevance_norm,
+    )
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("selrel-zennit", "torch", "zennit", "numpy", "opencv-python-headless", "av"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,148 @@
+"""The report: one HTML page that holds everything it shows and asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+_SETTINGS = {
+    "model": "Model",
+    "weights": "Weights",
+    "method": "Method",
+    "preset": "Selection preset",
+    "n_sigma": "Threshold, n σ",
+    "runner": "Runner",
+    "device": "Device",
+}
+# What the page shows elsewhere, or is its own section.
+_SHOWN = {*_SETTINGS, "target", "target_name", "top5", "clips", "versions", "notes", "warnings"}
+
+_RELATIVE = (
+    "The threshold n·σ is relative to the clip's own changes: some voxels nearly always pass it, even in a clip where "
+    "nothing moves. So a motion share is not an absolute measurement; compare it only within one model, method and "
+    "setting."
+)
+_CALIBRATED = (
+    "The threshold was calibrated on frozen clips, so that a known small share passes where nothing moves. It holds "
+    "for the model and method it was made for; between models a motion share is no absolute measurement."
+)
+
+
+def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
+    """Return a self-contained HTML page about one explanation.
+
+    ``summary`` is what ``summary.json`` holds (model, weights, method, preset, n_sigma, target, target_name, top5,
+    clips, runner, device, versions), with ``notes`` and ``warnings``, lists of sentences. Further keys are listed
+    among the settings. ``media``: ``overlay``, an MP4 file, and ``strip``, a PNG file. All text is escaped.
+    Raises KeyError for a missing ``target_name``, ``top5``, ``clips`` or medium.
+    """
+    target = str(summary["target_name"])
+    clips = list(summary["clips"])
+    mass, area = (_mean(clip.get(key) for clip in clips) for key in ("motion_mass", "motion_area"))
+    probability = next((p for name, p in summary["top5"] if name == target), None)
+    stages = list(dict.fromkeys(stage for clip in clips for stage in clip.get("seconds", {})))
+    made_by = [str(summary[key]) for key in ("model", "method") if summary.get(key) is not None]
+    count = f"{len(clips)} clip" + ("s" if len(clips) != 1 else "")
+    template = Template((Path(__file__).parent / "report.html.in").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(f"Why {target}? Relevance and motion relevance"),
+        target=escape(target),
+        lead=escape(", ".join([*made_by, count])),
+        facts=_facts(target, probability, mass, area, len(clips)),
+        warnings=_sentences("Warnings", summary.get("warnings", ()), "warnings"),
+        notes=_sentences("Notes", summary.get("notes", ()), "notes"),
+        caveat=_CALIBRATED if summary.get("preset") == "calibrated" else _RELATIVE,
+        video=_base64(media["overlay"]),
+        strip=_base64(media["strip"]),
+        video_alt=escape(f"Video: input, relevance and motion relevance for the class {target}, side by side"),
+        strip_alt=escape(
+            f"Frames of the clip from left to right in three rows: input, relevance and motion relevance for {target}. "
+            f"{_percent(mass)} of the relevance is motion relevance, in {_percent(area)} of the area."
+        ),
+        classes="\n".join(_class_row(str(name), float(p), str(name) == target) for name, p in summary["top5"]),
+        stages="".join(f'<th scope="col" class="number">{escape(stage.replace("_", " "))}, s</th>' for stage in stages),
+        clips="\n".join(_clip_row(clip, stages) for clip in clips),
+        settings=_settings(summary),
+    )
+
+
+def _facts(target: str, probability: float | None, mass: float, area: float, clips: int) -> str:
+    likely = "not among the top classes" if probability is None else f"probability {_percent(probability)}"
+    over = f", mean of {clips} clips" if clips > 1 else ""
+    facts = (
+        ("Class explained", target, likely, ""),
+        ("Motion relevance", _percent(mass), "of all relevance" + over, ' class="key"'),
+        ("Motion area", _percent(area), "of the voxels with relevance" + over, ""),
+    )
+    return "\n".join(
+        f"<div><dt>{name}</dt><dd{kind}>{escape(value)}<small>{escape(detail)}</small></dd></div>"
+        for name, value, detail, kind in facts
+    )
+
+
+def _class_row(name: str, probability: float, chosen: bool) -> str:
+    width = 100 * min(max(probability, 0.0), 1.0) if math.isfinite(probability) else 0.0
+    mark, label = (' class="chosen"', f"{name} (explained)") if chosen else ("", name)
+    return (
+        f'<tr{mark}><td>{escape(label)}<span class="bar"><i style="width:{width:.1f}%"></i></span></td>'
+        f'<td class="number">{_percent(probability)}</td></tr>'
+    )
+
+
+def _clip_row(clip: Mapping[str, Any], stages: list[str]) -> str:
+    cells = [_percent(_number(clip.get(key))) for key in ("motion_mass", "motion_area")]
+    cells.append(_figure(clip.get("relevance_sum")))
+    seconds = clip.get("seconds", {})
+    cells += [f"{_number(seconds[stage]):.3f}" if stage in seconds else "" for stage in stages]
+    numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
+    return f"<tr><td>{escape(str(clip.get('start', '')))}</td>{numbers}</tr>"
+
+
+def _settings(summary: Mapping[str, Any]) -> str:
+    rows = [(label, summary[key]) for key, label in _SETTINGS.items() if summary.get(key) is not None]
+    rows += [(key.replace("_", " "), value) for key, value in summary.items() if key not in _SHOWN]
+    rows += [("Versions", summary["versions"])] if summary.get("versions") else []
+    return "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(_words(value))}</td></tr>' for name, value in rows
+    )
+
+
+def _sentences(heading: str, sentences: Iterable[str], kind: str) -> str:
+    items = "".join(f"<li>{escape(str(sentence))}</li>" for sentence in sentences)
+    return f'<section class="{kind}">\n<h2>{heading}</h2>\n<ul>{items}</ul>\n</section>' if items else ""
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_words(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: Any) -> float:
+    # JSON has no NaN: a share of nothing is null there.
+    return math.nan if value is None else float(value)
+
+
+def _mean(values: Iterable[Any]) -> float:
+    known = [number for number in map(_number, values) if math.isfinite(number)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "n/a"
+
+
+def _figure(value: Any) -> str:
+    number = _number(value)
+    return f"{number:.4g}" if math.isfinite(number) else "n/a"
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,459 @@
+"""Video files and folders of frames → frames; frames → mp4, gif and png. PyAV is the one decoder."""
+
+from __future__ import annotations
+
+import io
+import operator
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from .errors import InputError
+from .files import atomic_path
+
+Frames = npt.NDArray[np.uint8]
+
+DEFAULT_FPS = 25.0
+"""Frames per second of what has no rate of its own: a folder of frames, a stream that does not state one."""
+
+_IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_FETCH_AGAIN = "copy or download it again, or re-encode what is left of it: ffmpeg -i IN OUT.mp4"
+_GIVE_VIDEO = "give a video file (mp4, avi, gif, webm, mkv) or a folder of numbered frames"
+_H264_ENCODERS = ("libx264", "libopenh264")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a source of frames is.
+
+    path      str           as it was given
+    frames    int | None    as the container says (None: it does not say); counted for a folder
+    height    int           pixels, after rotation
+    width     int           pixels, after rotation
+    fps       float         frames per second, the average where it varies; 25 for a folder
+    rotation  int           degrees clockwise by which frames are turned to stand upright: 0, 90, 180 or 270
+    notes     tuple of str  what is done to the frames beyond decoding, for humans
+    """
+
+    path: str
+    frames: int | None
+    height: int
+    width: int
+    fps: float
+    rotation: int
+    notes: tuple[str, ...]
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Say what a source of frames is. Decodes two frames at most, so damage further on goes unseen.
+
+    Raises InputError, one line, for what is not a video, and for a source of fewer than two frames.
+    """
+    source = _existing(path)
+    with closing(_decode(source)) as decoded:
+        begin = [frame for _, frame in islice(decoded, 2)]
+    _check_total(source, len(begin))
+    first = begin[0]
+    rotation, mirrored = _orientation(first)
+    notes = _notes(first, rotation, mirrored)
+    frames, fps = _stated(source)
+    if fps is None:
+        notes.append(f"no frame rate stated: {DEFAULT_FPS:g} frames per second assumed")
+    height, width = (first.width, first.height) if rotation % 180 else (first.height, first.width)
+    return VideoInfo(str(path), frames, height, width, fps or DEFAULT_FPS, rotation, tuple(notes))
+
+
+def iter_frames(path: str | os.PathLike[str], start: int = 0, count: int | None = None) -> Iterator[Frames]:
+    """Yield the frames of a video file or a folder one by one, each uint8 [H,W,3] RGB, in constant memory.
+
+    ``start`` is the index of the first frame, ``count`` how many at most (None: to the end). Frames are those stored:
+    at a variable rate none is repeated or dropped. They are turned upright as the file's metadata says. Greyscale is
+    repeated to three channels, an alpha channel is dropped. A folder holds images of one size, sorted by the numbers
+    in their names (frame2 before frame10); files of other kinds in it are ignored.
+
+    Raises InputError, one line, at the call for a path that does not exist and for numbers that cannot be; on the way
+    for what is not a video or is damaged; and, at the end of the source, where it is cut short, has fewer than two
+    frames (motion needs two) or ends before ``start``. Who asks for no more than is there never comes to the end.
+    """
+    source = _existing(path)
+    start, count = operator.index(start), None if count is None else operator.index(count)
+    if start < 0:
+        raise InputError(f"start must be 0 or more, got {start}; frames are counted from 0")
+    if count is not None and count < 1:
+        raise InputError(f"count must be 1 or more, got {count}; leave it out to read to the end")
+    return _iterate(source, start, None if count is None else start + count)
+
+
+def read_frames(path: str | os.PathLike[str], start: int = 0, count: int | None = None) -> Frames:
+    """Read the frames of a video file or a folder, uint8 [N,H,W,3] RGB. See ``iter_frames``, also for the errors."""
+    frames = deque(iter_frames(path, start, count))
+    stacked = np.empty((len(frames), *frames[0].shape), np.uint8)
+    # Each frame is freed once it is copied: a long video is not held twice.
+    for index in range(len(stacked)):
+        stacked[index] = frames.popleft()
+    return stacked
+
+
+def write_mp4(path: str | os.PathLike[str], frames: Frames | Iterable[Frames], fps: float) -> None:
+    """Write frames, uint8 [N,H,W,3] RGB or an iterable of [H,W,3], as H.264 (yuv420p, BT.709) that a browser plays.
+
+    Odd sizes are padded to even by repeating the last row and column. The file appears whole or not at all.
+    Raises InputError for frames of another kind, for no frames, and where this build of PyAV has no H.264 encoder.
+    """
+    encoder = next((name for name in _H264_ENCODERS if name in av.codecs_available and _can_encode(name)), None)
+    if encoder is None:
+        raise InputError(f"{path}: this build of PyAV has no H.264 encoder; write a .gif, or pip install a wheel of av")
+    with atomic_path(path) as temporary:
+        container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
+        with container:
+            stream: VideoStream | None = None
+            for index, frame in enumerate(_checked(frames)):
+                even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+                if stream is None:
+                    stream = _h264_stream(container, encoder, even.shape[:2], _fraction(fps))
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+                picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+                picture.pts, picture.time_base = index, 1 / _fraction(fps)
+                container.mux(stream.encode(picture))
+            assert stream is not None
+            container.mux(stream.encode(None))
+
+
+def write_gif(path: str | os.PathLike[str], frames: Frames | Iterable[Frames], fps: float) -> None:
+    """Write frames, uint8 [N,H,W,3] RGB or an iterable of [H,W,3], as a GIF that repeats, with a palette of their own.
+
+    GIF counts time in 1/100 s, and browsers slow down above 50 frames per second. All frames are held in memory until
+    the palette is known. The file appears whole or not at all. Raises InputError for frames of another kind or none.
+    """
+    checked = _checked(frames)
+    first = next(checked)
+    rate = _fraction(fps)
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=first.shape[1], height=first.shape[0], format="rgb24", time_base=1 / rate)
+    split, palette, use = graph.add("split"), graph.add("palettegen"), graph.add("paletteuse")
+    sink = graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(use, 0, 0)
+    split.link_to(palette, 1, 0)
+    palette.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    with atomic_path(path) as temporary:
+        container = av.open(str(temporary), "w", format="gif")
+        with container:
+            stream = container.add_stream("gif", rate=rate)
+            stream.height, stream.width = first.shape[:2]
+            stream.pix_fmt = "pal8"
+            for index, frame in enumerate(chain([first], checked)):
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                picture.pts, picture.time_base = index, 1 / rate
+                source.push(picture)
+            source.push(None)
+            for index in range(index + 1):
+                picture = sink.pull()
+                picture.pts, picture.time_base = index, 1 / rate
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+
+
+def write_png(path: str | os.PathLike[str], image: Frames) -> None:
+    """Write one picture, uint8 [H,W,3] RGB, as PNG, whole or not at all. Raises InputError for another kind of array."""
+    (checked,) = _checked([image])
+    _, data = cv2.imencode(".png", checked[..., ::-1])
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def _iterate(source: Path, start: int, stop: int | None) -> Iterator[Frames]:
+    reformatter = VideoReformatter()
+    total, first, first_label = 0, None, ""
+    with closing(_decode(source)) as decoded:
+        for label, raw in decoded:
+            total += 1
+            if total <= start:
+                continue
+            frame = _upright(raw, reformatter)
+            if first is None:
+                first, first_label = frame.shape, label
+            elif frame.shape != first:
+                sizes = f"{label} is {frame.shape[1]}×{frame.shape[0]} and {first_label} {first[1]}×{first[0]} pixels"
+                raise InputError(f"{source}: {sizes}; bring all frames to one size")
+            yield frame
+            if total == stop:
+                return
+    _check_total(source, total, start)
+
+
+def _check_total(source: Path, total: int, start: int = 0) -> None:
+    """Refuse a source, read to its end, that cannot serve."""
+    if total < 2:
+        what = "no frames" if total == 0 else "only 1 frame, and motion needs 2 or more"
+        raise InputError(f"{source} has {what}; {_GIVE_VIDEO}")
+    if start >= total:
+        raise InputError(f"{source} has {total} frames, start {start} lies beyond; choose a start in 0…{total - 1}")
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    source = Path(path)
+    if not source.exists():
+        raise InputError(f"{source} does not exist; {_GIVE_VIDEO}")
+    if source.is_file() and source.stat().st_size == 0:
+        raise InputError(f"{source} is empty (0 bytes); copy or download it again")
+    return source
+
+
+def _stated(source: Path) -> tuple[int | None, float | None]:
+    """Return how many frames, and frames per second, the container states."""
+    if source.is_dir():
+        return len(_images(source)), DEFAULT_FPS
+    with _open(source) as container:
+        stream = _video_stream(source, container)
+        return stream.frames or None, _rate(container, stream)
+
+
+def _rate(container: InputContainer, stream: VideoStream) -> float | None:
+    rate = stream.average_rate or stream.guessed_rate
+    # FFmpeg averages over the first frames of a GIF, whose delays may differ.
+    if container.format.name == "gif" and stream.frames and stream.duration and stream.time_base:
+        rate = stream.frames / (stream.duration * stream.time_base)
+    return float(rate) if rate else None
+
+
+def _decode(source: Path) -> Iterator[tuple[str, av.VideoFrame]]:
+    """Yield each frame as decoded, with a name for messages."""
+    if source.is_dir():
+        for file in _images(source):
+            yield file.name, _decode_image(file)
+    else:
+        for index, frame in enumerate(_decode_video(source)):
+            yield f"frame {index}", frame
+
+
+def _images(folder: Path) -> list[Path]:
+    files = [file for file in folder.iterdir() if file.suffix.lower() in _IMAGES and not file.name.startswith(".")]
+    if not files:
+        raise InputError(f"{folder} is a folder without images ({' '.join(sorted(_IMAGES))}); {_GIVE_VIDEO}")
+    return sorted(files, key=_natural)
+
+
+def _natural(file: Path) -> tuple[list[str | int], str]:
+    # Split at numbers: text and numbers alternate, so that like is compared with like.
+    parts = re.split(r"([0-9]+)", file.name.lower())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], file.name
+
+
+def _decode_image(file: Path) -> av.VideoFrame:
+    try:
+        # From memory: given a name, FFmpeg would take % and * in it for a pattern of many files.
+        with av.open(io.BytesIO(file.read_bytes())) as container:
+            return next(container.decode(video=0))
+    except (FFmpegError, StopIteration, IndexError) as error:
+        raise InputError(f"{file} is not an image that can be read; replace it or take it out of the folder") from error
+
+
+def _open(source: Path) -> InputContainer:
+    try:
+        # Files alone: a playlist must not make the decoder fetch what it names.
+        container = av.open(f"file:{source}", options={"protocol_whitelist": "file"})
+    except FFmpegError as error:
+        if _looks_like_video(source):
+            raise InputError(f"{source} is truncated or damaged: its index is not readable; {_FETCH_AGAIN}") from error
+        raise InputError(f"{source} is not a video; {_GIVE_VIDEO}") from error
+    # FFmpeg renders any text file as pictures of a terminal.
+    if container.format.name == "tty":
+        container.close()
+        raise InputError(f"{source} is not a video but text; {_GIVE_VIDEO}")
+    return container
+
+
+def _looks_like_video(source: Path) -> bool:
+    with source.open("rb") as file:
+        head = file.read(12)
+    is_mp4 = head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
+    return is_mp4 or head[8:] == b"AVI " or head.startswith((b"GIF8", b"\x1aE\xdf\xa3"))
+
+
+def _video_stream(source: Path, container: InputContainer) -> VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        raise InputError(f"{source} holds no decodable pictures (audio or data only); {_GIVE_VIDEO}")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+class _Packets:
+    """The whole packets of a video stream, then None to flush the decoder; and whether the file ends too early."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self.container, self.stream = container, stream
+        self.end, self.cut = 0.0, False
+
+    def __iter__(self) -> Iterator[av.Packet | None]:
+        # Matroska states one duration for all its streams: the last packet of any of them counts.
+        streams = self.container.streams if "matroska" in self.container.format.name else [self.stream]
+        for packet in self.container.demux(*streams):
+            if not packet.size:
+                continue
+            if self._is_partial(packet):
+                self.cut = True
+                break
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is not None:
+                self.end = max(self.end, float((stamp + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is self.stream:
+                yield packet
+        yield None
+
+    def _is_partial(self, packet: av.Packet) -> bool:
+        if self.container.format.name == "gif":
+            # A picture ends in a block of length 0; the last one may be followed by the trailer.
+            return not bytes(packet).rstrip(b";").endswith(b"\0")
+        # In a broadcast stream the flag marks a lost piece, which the decoder conceals; in a file, its end.
+        return packet.is_corrupt and self.container.format.name != "mpegts"
+
+    def is_truncated(self) -> bool:
+        """Say whether the packets end before the end that the container states, where its word can be relied on.
+
+        Its frame count cannot (edit lists, dropped frames), its times can, but for a few frames at the end.
+        """
+        name, stream = self.container.format.name, self.stream
+        rate = _rate(self.container, stream)
+        stated = None
+        if "mp4" in name and stream.duration and stream.time_base:
+            stated = float(stream.duration * stream.time_base)
+        elif "matroska" in name and self.container.duration:
+            stated = self.container.duration / av.time_base
+        elif name == "avi" and rate:
+            stated = stream.frames / rate
+        if stated is None or rate is None:
+            return self.cut
+        return self.cut or self.end < stated - max(3.5 / rate, 0.02 * stated)
+
+
+def _decode_video(source: Path) -> Iterator[av.VideoFrame]:
+    with _open(source) as container:
+        stream = _video_stream(source, container)
+        packets, total = _Packets(container, stream), 0
+        try:
+            for packet in packets:
+                try:
+                    decoded = stream.codec_context.decode(packet)
+                except FFmpegError:
+                    # A recording may begin between two key frames: nothing before the first one can be decoded.
+                    if total or packet is None:
+                        raise
+                    continue
+                for frame in decoded:
+                    total += 1
+                    yield frame
+        except FFmpegError as error:
+            raise InputError(f"{source} is damaged: decoding breaks after {total} frames; {_FETCH_AGAIN}") from error
+        if packets.is_truncated():
+            raise InputError(f"{source} is truncated: it breaks off after {total} frames; {_FETCH_AGAIN}")
+
+
+def _display_axes(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return (a, b, c, d), each −1, 0 or 1: what is at (x, y) is to be shown at (ax + cy, bx + dy), y downwards.
+
+    Source: ISO/IEC 14496-12, the matrix of the track header; FFmpeg hands Exif orientation over in the same form.
+    """
+    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if side_data is None:
+        return 1, 0, 0, 1
+    matrix = np.frombuffer(bytes(side_data), np.int32)
+    a, b, c, d = (round(int(matrix[index]) / 65536) for index in (0, 1, 3, 4))
+    # Turns that are not by right angles are left alone, as they would need resampling.
+    return (a, b, c, d) if sorted(map(abs, (a, b, c, d))) == [0, 0, 1, 1] and a * d != b * c else (1, 0, 0, 1)
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+    """Return degrees clockwise, and whether the frame is mirrored left to right before it is turned."""
+    a, b, c, d = _display_axes(frame)
+    mirrored = a * d - b * c < 0
+    return {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[(-a, -b) if mirrored else (a, b)], mirrored
+
+
+def _upright(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frames:
+    pixels: Frames = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    a, b, c, d = _display_axes(frame)
+    if a == 0:
+        pixels, horizontal, vertical = pixels.transpose(1, 0, 2), c, b
+    else:
+        horizontal, vertical = a, d
+    return np.ascontiguousarray(pixels[::vertical, ::horizontal])
+
+
+def _notes(frame: av.VideoFrame, rotation: int, mirrored: bool) -> list[str]:
+    notes = []
+    colours = [component for component in frame.format.components if not component.is_alpha]
+    if len(colours) == 1 and not frame.format.has_palette:
+        notes.append("greyscale: repeated to three channels")
+    if len(colours) < len(frame.format.components) or frame.format.has_palette:
+        alpha = frame.reformat(format="rgba").to_ndarray()[..., 3]
+        if alpha.min() < 255:
+            notes.append("alpha channel dropped")
+    bits = max(component.bits for component in colours)
+    if bits > 8:
+        notes.append(f"{bits} bits per channel: reduced to 8")
+    if mirrored:
+        notes.append("mirrored left to right, as its metadata says")
+    if rotation:
+        notes.append(f"rotated by {rotation}° clockwise, as its metadata says")
+    return notes
+
+
+def _checked(frames: Frames | Iterable[Frames]) -> Iterator[Frames]:
+    """Yield frames to write. Raises InputError for none, and for one that does not fit."""
+    first = None
+    for index, frame in enumerate(frames):
+        is_array = isinstance(frame, np.ndarray)
+        if not is_array or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+            got = f"{frame.dtype} {frame.shape}" if is_array else type(frame).__name__
+            raise InputError(f"frames to write must be uint8 [H,W,3], got {got} for frame {index}")
+        first = frame.shape if first is None else first
+        if frame.shape != first:
+            raise InputError(f"frames to write must share one shape, got {first} and, for frame {index}, {frame.shape}")
+        yield frame
+    if first is None:
+        raise InputError("no frames to write; give one or more")
+
+
+def _fraction(fps: float) -> Fraction:
+    if not 0 < fps < 1000:
+        raise InputError(f"fps must lie between 0 and 1000, got {fps}")
+    # 1001 is the denominator of broadcast rates such as 30000/1001.
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _can_encode(name: str) -> bool:
+    try:
+        return bool(av.Codec(name, "w").is_encoder)
+    except ValueError:  # av.codec.codec.UnknownCodecError
+        return False
+
+
+def _h264_stream(container: OutputContainer, encoder: str, size: tuple[int, ...], rate: Fraction) -> VideoStream:
+    stream = container.add_stream(encoder, rate=rate, options={"crf": "18"} if encoder == "libx264" else {})
+    assert isinstance(stream, VideoStream)
+    stream.height, stream.width = size
+    stream.pix_fmt = "yuv420p"
+    # Without these a player guesses the colours from the size. 1 is BT.709 in ITU-T H.273, and the narrow range.
+    context = stream.codec_context
+    context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
+    return stream

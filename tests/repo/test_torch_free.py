@@ -1,0 +1,106 @@
+"""The device path runs in an interpreter that has NumPy, OpenCV, PyAV and click, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ONLY_LIGHT_MODULES = """
+import sys
+
+HAS = {"numpy", "cv2", "av", "click", "selrel_zennit", "selrel_kernels", "selrel_deploy"} | sys.stdlib_module_names
+
+class NothingElse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in HAS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NothingElse())
+for name in ("torch", "torchvision", "zennit", "PIL", "matplotlib", "scipy", "tqdm", "onnx", "safetensors"):
+    assert name not in sys.modules, name
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(f"{name} can be imported: this test would prove nothing")
+"""
+
+USE = """
+import av
+import cv2
+import numpy as np
+
+import selrel_deploy
+import selrel_kernels
+import selrel_zennit as sr
+from selrel_zennit import files, report
+from selrel_zennit.colormaps import palette
+from selrel_zennit.render import colour_scale, normalise, overlay_frames, strip_image
+
+for package in (selrel_deploy, selrel_kernels, sr):
+    assert set(package.__all__) <= set(dir(package))
+
+drawn = np.random.default_rng(0).integers(0, 256, (20, 120, 160, 3), np.uint8)
+with av.open("clip.mp4", "w") as container:
+    stream = container.add_stream("mpeg4", rate=25)
+    stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+    for frame in drawn:
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    container.mux(stream.encode())
+frames = sr.read_frames("clip.mp4")
+assert frames.shape == (20, 120, 160, 3) and frames.dtype == np.uint8
+assert len(list(sr.iter_frames("clip.mp4"))) == 20
+try:
+    sr.read_frames("missing.mp4")
+except sr.InputError as error:
+    assert "missing.mp4" in str(error)
+
+spec = sr.ClipSpec()
+clip = spec.array(frames)
+assert clip.shape == (1, 3, 16, 112, 112)
+relevance = clip.sum(1)
+mask = relevance > 0
+explanation = sr.Explanation(
+    np.zeros((1, 4), np.float32), np.zeros(1, np.int64), relevance, np.where(mask, relevance, 0), mask
+)
+share = explanation.motion_share()
+maps = explanation.relevance[0], explanation.motion_relevance[0]
+words = {"title": "t", "top5": [("a", 0.5)], "target_name": "a", "motion_share": (share.area[0], share.mass[0])}
+pixels = spec.to_pixels(clip)[0]
+assert len(overlay_frames(pixels, *maps, **words)) == 16
+assert strip_image(pixels, *maps, **words).ndim == 3
+assert normalise(relevance, scale=colour_scale(relevance)).max() <= 1
+assert palette("coldnhot").dtype == np.uint8
+
+from selrel_zennit.cli import main
+
+assert main(["--help"]) == 0
+try:
+    sr.load_model("demo")
+except ModuleNotFoundError as error:
+    print("left out:", error.name)
+"""
+
+
+def run_on_device(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", ONLY_LIGHT_MODULES + source],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_device_path_needs_no_torch(tmp_path: Path) -> None:
+    done = run_on_device(USE, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "explain" in done.stdout
+    assert "left out: torch" in done.stdout
+
+
+def test_a_heavy_import_is_found(tmp_path: Path) -> None:
+    done = run_on_device("from selrel_zennit.attribution import build_method", tmp_path)
+    assert done.returncode != 0
+    assert "No module named 'torch'" in done.stderr

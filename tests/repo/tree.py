@@ -1,0 +1,125 @@
+"""The files of the project and the imports they make, read from the source without importing anything."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+PACKAGES = {
+    "selrel_zennit": ROOT / "selrel_zennit",
+    "selrel_kernels": ROOT / "kernels/selrel_kernels",
+    "selrel_deploy": ROOT / "deploy/selrel_deploy",
+}
+
+_BUILT = {"__pycache__", "build", "dist", "out"}
+
+
+class Import(NamedTuple):
+    """One imported module: its absolute name, the line, and whether it runs when the importing module is loaded."""
+
+    name: str
+    line: int
+    on_load: bool
+
+
+def project_files(under: Path = ROOT) -> list[Path]:
+    """Return the files git tracks, or would, below ``under``; in a source archive: every file that is not built."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", str(under)],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listing.returncode == 0 and listing.stdout:
+        paths = [ROOT / name for name in listing.stdout.decode().split("\0") if name]
+    else:
+        paths = [path for path in under.rglob("*") if not _is_built(path.relative_to(ROOT))]
+    return sorted(path for path in paths if path.is_file())
+
+
+def _is_built(path: Path) -> bool:
+    return any(part in _BUILT or (part.startswith(".") and part != ".ci") for part in path.parts)
+
+
+def modules(folder: Path, package: str = "") -> dict[str, Path]:
+    """Return module name → file for the Python files below ``folder``; ``package`` is the folder's import name."""
+    found = {}
+    for path in project_files(folder):
+        if path.suffix == ".py":
+            parts = path.relative_to(folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            found[".".join((package, *parts) if package else parts)] = path
+    return found
+
+
+def imports(path: Path, module: str) -> Iterator[Import]:
+    """Yield every import in a file: statements at any depth, ``import_module("x")`` and ``__import__("x")``.
+
+    ``from a import b`` yields both ``a`` and ``a.b``, since ``b`` may be a module. An import under
+    ``if TYPE_CHECKING`` or in the body of a function does not run on load.
+    """
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    yield from _imports(ast.parse(path.read_text(encoding="utf-8"), str(path)), package, on_load=True)
+
+
+def _imports(node: ast.AST, package: str, on_load: bool) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield Import(alias.name, node.lineno, on_load)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*parents, base] if base else parents)
+        yield Import(base, node.lineno, on_load)
+        for alias in node.names:
+            yield Import(f"{base}.{alias.name}", node.lineno, on_load)
+    elif isinstance(node, ast.Call) and _is_import_call(node.func):
+        name = node.args[0] if node.args else None
+        if isinstance(name, ast.Constant) and isinstance(name.value, str):
+            base = package if name.value.startswith(".") else ""
+            yield Import(base + name.value, node.lineno, on_load)
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        for child in node.body:
+            yield from _imports(child, package, on_load=False)
+        for child in node.orelse:
+            yield from _imports(child, package, on_load)
+        return
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        body = node.body if isinstance(node.body, list) else [node.body]
+        inside = {id(child) for child in body}
+        for child in ast.iter_child_nodes(node):
+            yield from _imports(child, package, on_load and id(child) not in inside)
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from _imports(child, package, on_load)
+
+
+def _is_import_call(function: ast.expr) -> bool:
+    return ast.unparse(function) in ("importlib.import_module", "import_module", "__import__")
+
+
+SOURCES = {name: path for package, folder in PACKAGES.items() for name, path in modules(folder, package).items()}
+
+# What a device imports. Modules of selrel_deploy that run there join when they exist.
+DEVICE_PATH = [
+    "selrel_kernels",
+    "selrel_kernels.lazy",
+    "selrel_zennit",
+    "selrel_zennit.cli",
+    "selrel_zennit.clip",
+    "selrel_zennit.colormaps",
+    "selrel_zennit.errors",
+    "selrel_zennit.explanation",
+    "selrel_zennit.files",
+    "selrel_zennit.render",
+    "selrel_zennit.report",
+    "selrel_zennit.video",
+    "selrel_deploy",
+]
+DEVICE_PATH += [name for name in SOURCES if name.startswith(("selrel_deploy.artifact", "selrel_deploy.runners"))]

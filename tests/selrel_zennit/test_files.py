@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from selrel_zennit.errors import InputError
+from selrel_zennit.files import atomic_path, sha256_file, staged_folder
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+def assert_one_line(error: pytest.ExceptionInfo[InputError], *parts: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    assert "choose another place" in message
+    for part in parts:
+        assert part in message
+
+
+def test_files_appear_when_the_block_ends(tmp_path):
+    out = tmp_path / "a" / "b" / "out"
+    with staged_folder(out) as staging:
+        (staging / "x.txt").write_text("x")
+        (staging / "frames").mkdir()
+        (staging / "frames" / "y.txt").write_text("y")
+        assert not out.parent.exists()
+        assert staging.stat().st_dev == tmp_path.stat().st_dev
+    assert tree(tmp_path) == {"a/b/out/x.txt": "x", "a/b/out/frames/y.txt": "y"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_permissions_are_those_of_any_new_folder(tmp_path):
+    (tmp_path / "plain").mkdir()
+    with staged_folder(tmp_path / "out") as staging:
+        (staging / "x.txt").write_text("x")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_existing_files_are_replaced_or_left_alone(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "same.txt").write_text("old")
+    (out / "other.txt").write_text("other")
+    with staged_folder(out) as staging:
+        (staging / "same.txt").write_text("new")
+        assert (out / "same.txt").read_text() == "old"
+    assert tree(out) == {"same.txt": "new", "other.txt": "other"}
+    assert sorted(entry.name for entry in out.iterdir()) == ["other.txt", "same.txt"]
+
+
+@pytest.mark.parametrize("exception", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("existed", [False, True])
+def test_an_exception_leaves_nothing(tmp_path, exception, existed):
+    out = tmp_path / "out"
+    if existed:
+        out.mkdir()
+        (out / "x.txt").write_text("old")
+    before = tree(tmp_path)
+
+    def write():
+        with staged_folder(out) as staging:
+            (staging / "x.txt").write_text("half")
+            raise exception
+
+    with pytest.raises(exception):
+        write()
+    assert tree(tmp_path) == before
+    assert out.exists() == existed
+    assert not [entry for entry in tmp_path.rglob(".*")]
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(InputError) as error, staged_folder(out):
+            pytest.fail("the block must not run")
+        assert_one_line(error, str(out), "file is not a folder")
+    assert tree(tmp_path) == {"file": "kept"}
+
+
+def test_a_dangling_link_in_the_way(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    with pytest.raises(InputError) as error, staged_folder(tmp_path / "link"):
+        pytest.fail("the block must not run")
+    assert_one_line(error, "link is not a folder")
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for context in (staged_folder(tmp_path / "out"), atomic_path(tmp_path / "out" / "x.txt")):
+        with pytest.raises(InputError) as error, context:
+            pytest.fail("the block must not run")
+        assert_one_line(error, "no permission", str(tmp_path))
+
+
+def test_a_file_system_that_refuses(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(InputError) as error, staged_folder(tmp_path / "out"):
+        pytest.fail("the block must not run")
+    assert_one_line(error, "Read-only file system")
+
+
+def test_a_folder_in_the_place_of_a_file_moves_nothing(tmp_path):
+    out = tmp_path / "out"
+    (out / "b.txt").mkdir(parents=True)
+
+    def write():
+        with staged_folder(out) as staging:
+            (staging / "a.txt").write_text("a")
+            (staging / "b.txt").write_text("b")
+
+    with pytest.raises(InputError) as error:
+        write()
+    assert_one_line(error, "b.txt", "folder of that name")
+    assert [entry.name for entry in out.iterdir()] == ["b.txt"]
+
+
+def test_atomic_path(tmp_path):
+    path = tmp_path / "new" / "x.tar.gz"
+    with atomic_path(path) as temporary:
+        assert temporary.suffix == ".gz"
+        temporary.write_text("first")
+        assert not path.parent.exists()
+    assert path.read_text() == "first"
+
+    def fail():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert tree(tmp_path) == {"new/x.tar.gz": "first"}
+    with atomic_path(path) as temporary:
+        temporary.write_text("second")
+    assert tree(tmp_path) == {"new/x.tar.gz": "second"}
+
+
+def test_atomic_path_refuses_a_folder_and_a_path_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for path, part in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.txt", "not a folder")):
+        with pytest.raises(InputError) as error, atomic_path(path):
+            pytest.fail("the block must not run")
+        assert_one_line(error, part)
+
+
+def test_sha256(tmp_path):
+    content = os.urandom((1 << 20) + 17)
+    (tmp_path / "x").write_bytes(content)
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+    (tmp_path / "x").write_bytes(b"abc")
+    # The example of FIPS 180-2, appendix B.1.
+    assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
