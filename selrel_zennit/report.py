@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 
 _SETTINGS = {
+    "video": "Video",
     "model": "Model",
     "weights": "Weights",
     "method": "Method",
@@ -18,9 +19,20 @@ _SETTINGS = {
     "n_sigma": "Threshold, n σ",
     "runner": "Runner",
     "device": "Device",
+    "info": "Details",
 }
-# What the page shows elsewhere, or is its own section.
-_SHOWN = {*_SETTINGS, "target", "target_name", "top5", "clips", "versions", "notes", "warnings"}
+# What the page shows elsewhere.
+_OWN_PLACE = {
+    "target",
+    "target_name",
+    "target_probability",
+    "top5",
+    "clips",
+    "overlay",
+    "versions",
+    "notes",
+    "warnings",
+}
 
 _RELATIVE = (
     "The threshold n·σ is relative to the clip's own changes: some voxels nearly always pass it, even in a clip where "
@@ -37,14 +49,16 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
     """Return a self-contained HTML page about one explanation.
 
     ``summary`` is what ``summary.json`` holds (model, weights, method, preset, n_sigma, target, target_name, top5,
-    clips, runner, device, versions), with ``notes`` and ``warnings``, lists of sentences. Further keys are listed
-    among the settings. ``media``: ``overlay``, an MP4 file, and ``strip``, a PNG file. All text is escaped.
+    clips, runner, device, versions), with ``notes`` and ``warnings``, lists of sentences, and, where known,
+    ``target_probability`` and ``overlay``, whose ``speed`` is that of the film against the video's own.
+    Further keys are listed among the settings. ``media``: ``overlay``, an MP4 file, and ``strip``, a PNG file. All
+    text is escaped.
     Raises KeyError for a missing ``target_name``, ``top5``, ``clips`` or medium.
     """
     target = str(summary["target_name"])
     clips = list(summary["clips"])
     mass, area = (_mean(clip.get(key) for clip in clips) for key in ("motion_mass", "motion_area"))
-    probability = next((p for name, p in summary["top5"] if name == target), None)
+    probability = summary.get("target_probability", dict(summary["top5"]).get(target))
     stages = list(dict.fromkeys(stage for clip in clips for stage in clip.get("seconds", {})))
     made_by = [str(summary[key]) for key in ("model", "method") if summary.get(key) is not None]
     count = f"{len(clips)} clip" + ("s" if len(clips) != 1 else "")
@@ -57,6 +71,7 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
         warnings=_sentences("Warnings", summary.get("warnings", ()), "warnings"),
         notes=_sentences("Notes", summary.get("notes", ()), "notes"),
         caveat=_CALIBRATED if summary.get("preset") == "calibrated" else _RELATIVE,
+        speed=_speed(summary.get("overlay", {}).get("speed")),
         video=_base64(media["overlay"]),
         strip=_base64(media["strip"]),
         video_alt=escape(f"Video: input, relevance and motion relevance for the class {target}, side by side"),
@@ -105,7 +120,9 @@ def _clip_row(clip: Mapping[str, Any], stages: list[str]) -> str:
 
 def _settings(summary: Mapping[str, Any]) -> str:
     rows = [(label, summary[key]) for key, label in _SETTINGS.items() if summary.get(key) is not None]
-    rows += [(key.replace("_", " "), value) for key, value in summary.items() if key not in _SHOWN]
+    rows += [
+        (key.replace("_", " "), value) for key, value in summary.items() if key not in _SETTINGS.keys() | _OWN_PLACE
+    ]
     rows += [("Versions", summary["versions"])] if summary.get("versions") else []
     return "\n".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(_words(value))}</td></tr>' for name, value in rows
@@ -115,6 +132,10 @@ def _settings(summary: Mapping[str, Any]) -> str:
 def _sentences(heading: str, sentences: Iterable[str], kind: str) -> str:
     items = "".join(f"<li>{escape(str(sentence))}</li>" for sentence in sentences)
     return f'<section class="{kind}">\n<h2>{heading}</h2>\n<ul>{items}</ul>\n</section>' if items else ""
+
+
+def _speed(speed: float | None) -> str:
+    return "" if speed is None or abs(speed - 1) < 0.01 else f" Played at {speed:.2g} of the video's own speed."
 
 
 def _words(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Video files and folders of frames → frames; frames → mp4, gif and png. PyAV is the one decoder."""
+"""Video files and folders of frames → frames; the writers are at hand here too. PyAV is the one decoder."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import operator
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import av
-import cv2
 import numpy as np
 import numpy.typing as npt
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.error import FFmpegError
-from av.sidedata.sidedata import Type as SideDataType
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from .errors import InputError
-from .files import atomic_path
+from .video_writing import write_gif as write_gif
+from .video_writing import write_mp4 as write_mp4
+from .video_writing import write_png as write_png
 
 Frames = npt.NDArray[np.uint8]
 
@@ -35,7 +36,6 @@ DEFAULT_FPS = 25.0
 _IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _FETCH_AGAIN = "copy or download it again, or re-encode what is left of it: ffmpeg -i IN OUT.mp4"
 _GIVE_VIDEO = "give a video file (mp4, avi, gif, webm, mkv) or a folder of numbered frames"
-_H264_ENCODERS = ("libx264", "libopenh264")
 
 
 @dataclass(frozen=True)
@@ -110,76 +110,6 @@ def read_frames(path: str | os.PathLike[str], start: int = 0, count: int | None 
     return stacked
 
 
-def write_mp4(path: str | os.PathLike[str], frames: Frames | Iterable[Frames], fps: float) -> None:
-    """Write frames, uint8 [N,H,W,3] RGB or an iterable of [H,W,3], as H.264 (yuv420p, BT.709) that a browser plays.
-
-    Odd sizes are padded to even by repeating the last row and column. The file appears whole or not at all.
-    Raises InputError for frames of another kind, for no frames, and where this build of PyAV has no H.264 encoder.
-    """
-    encoder = next((name for name in _H264_ENCODERS if name in av.codecs_available and _can_encode(name)), None)
-    if encoder is None:
-        raise InputError(f"{path}: this build of PyAV has no H.264 encoder; write a .gif, or pip install a wheel of av")
-    with atomic_path(path) as temporary:
-        container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
-        with container:
-            stream: VideoStream | None = None
-            for index, frame in enumerate(_checked(frames)):
-                even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
-                if stream is None:
-                    stream = _h264_stream(container, encoder, even.shape[:2], _fraction(fps))
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-                picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-                picture.pts, picture.time_base = index, 1 / _fraction(fps)
-                container.mux(stream.encode(picture))
-            assert stream is not None
-            container.mux(stream.encode(None))
-
-
-def write_gif(path: str | os.PathLike[str], frames: Frames | Iterable[Frames], fps: float) -> None:
-    """Write frames, uint8 [N,H,W,3] RGB or an iterable of [H,W,3], as a GIF that repeats, with a palette of their own.
-
-    GIF counts time in 1/100 s, and browsers slow down above 50 frames per second. All frames are held in memory until
-    the palette is known. The file appears whole or not at all. Raises InputError for frames of another kind or none.
-    """
-    checked = _checked(frames)
-    first = next(checked)
-    rate = _fraction(fps)
-    graph = av.filter.Graph()
-    source = graph.add_buffer(width=first.shape[1], height=first.shape[0], format="rgb24", time_base=1 / rate)
-    split, palette, use = graph.add("split"), graph.add("palettegen"), graph.add("paletteuse")
-    sink = graph.add("buffersink")
-    source.link_to(split)
-    split.link_to(use, 0, 0)
-    split.link_to(palette, 1, 0)
-    palette.link_to(use, 0, 1)
-    use.link_to(sink)
-    graph.configure()
-    with atomic_path(path) as temporary:
-        container = av.open(str(temporary), "w", format="gif")
-        with container:
-            stream = container.add_stream("gif", rate=rate)
-            stream.height, stream.width = first.shape[:2]
-            stream.pix_fmt = "pal8"
-            for index, frame in enumerate(chain([first], checked)):
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                picture.pts, picture.time_base = index, 1 / rate
-                source.push(picture)
-            source.push(None)
-            for index in range(index + 1):
-                picture = sink.pull()
-                picture.pts, picture.time_base = index, 1 / rate
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode(None))
-
-
-def write_png(path: str | os.PathLike[str], image: Frames) -> None:
-    """Write one picture, uint8 [H,W,3] RGB, as PNG, whole or not at all. Raises InputError for another kind of array."""
-    (checked,) = _checked([image])
-    _, data = cv2.imencode(".png", checked[..., ::-1])
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data.tobytes())
-
-
 def _iterate(source: Path, start: int, stop: int | None) -> Iterator[Frames]:
     reformatter = VideoReformatter()
     total, first, first_label = 0, None, ""
@@ -235,7 +165,7 @@ def _rate(container: InputContainer, stream: VideoStream) -> float | None:
     return float(rate) if rate else None
 
 
-def _decode(source: Path) -> Iterator[tuple[str, av.VideoFrame]]:
+def _decode(source: Path) -> Generator[tuple[str, av.VideoFrame], None, None]:
     """Yield each frame as decoded, with a name for messages."""
     if source.is_dir():
         for file in _images(source):
@@ -262,7 +192,7 @@ def _decode_image(file: Path) -> av.VideoFrame:
     try:
         # From memory: given a name, FFmpeg would take % and * in it for a pattern of many files.
         with av.open(io.BytesIO(file.read_bytes())) as container:
-            return next(container.decode(video=0))
+            return cast(av.VideoFrame, next(container.decode(video=0)))
     except (FFmpegError, StopIteration, IndexError) as error:
         raise InputError(f"{file} is not an image that can be read; replace it or take it out of the folder") from error
 
@@ -304,7 +234,7 @@ class _Packets:
         self.container, self.stream = container, stream
         self.end, self.cut = 0.0, False
 
-    def __iter__(self) -> Iterator[av.Packet | None]:
+    def __iter__(self) -> Iterator[av.Packet[VideoStream] | None]:
         # Matroska states one duration for all its streams: the last packet of any of them counts.
         streams = self.container.streams if "matroska" in self.container.format.name else [self.stream]
         for packet in self.container.demux(*streams):
@@ -320,7 +250,7 @@ class _Packets:
                 yield packet
         yield None
 
-    def _is_partial(self, packet: av.Packet) -> bool:
+    def _is_partial(self, packet: av.Packet[VideoStream]) -> bool:
         if self.container.format.name == "gif":
             # A picture ends in a block of length 0; the last one may be followed by the trailer.
             return not bytes(packet).rstrip(b";").endswith(b"\0")
@@ -373,8 +303,8 @@ def _display_axes(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
     Source: ISO/IEC 14496-12, the matrix of the track header; FFmpeg hands Exif orientation over in the same form.
     """
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if side_data is None:
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(side_data, SideData):
         return 1, 0, 0, 1
     matrix = np.frombuffer(bytes(side_data), np.int32)
     a, b, c, d = (round(int(matrix[index]) / 65536) for index in (0, 1, 3, 4))
@@ -390,7 +320,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
 
 
 def _upright(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frames:
-    pixels: Frames = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    pixels = cast(Frames, reformatter.reformat(frame, format="rgb24").to_ndarray())
     a, b, c, d = _display_axes(frame)
     if a == 0:
         pixels, horizontal, vertical = pixels.transpose(1, 0, 2), c, b
@@ -416,44 +346,3 @@ def _notes(frame: av.VideoFrame, rotation: int, mirrored: bool) -> list[str]:
     if rotation:
         notes.append(f"rotated by {rotation}° clockwise, as its metadata says")
     return notes
-
-
-def _checked(frames: Frames | Iterable[Frames]) -> Iterator[Frames]:
-    """Yield frames to write. Raises InputError for none, and for one that does not fit."""
-    first = None
-    for index, frame in enumerate(frames):
-        is_array = isinstance(frame, np.ndarray)
-        if not is_array or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-            got = f"{frame.dtype} {frame.shape}" if is_array else type(frame).__name__
-            raise InputError(f"frames to write must be uint8 [H,W,3], got {got} for frame {index}")
-        first = frame.shape if first is None else first
-        if frame.shape != first:
-            raise InputError(f"frames to write must share one shape, got {first} and, for frame {index}, {frame.shape}")
-        yield frame
-    if first is None:
-        raise InputError("no frames to write; give one or more")
-
-
-def _fraction(fps: float) -> Fraction:
-    if not 0 < fps < 1000:
-        raise InputError(f"fps must lie between 0 and 1000, got {fps}")
-    # 1001 is the denominator of broadcast rates such as 30000/1001.
-    return Fraction(fps).limit_denominator(1001)
-
-
-def _can_encode(name: str) -> bool:
-    try:
-        return bool(av.Codec(name, "w").is_encoder)
-    except ValueError:  # av.codec.codec.UnknownCodecError
-        return False
-
-
-def _h264_stream(container: OutputContainer, encoder: str, size: tuple[int, ...], rate: Fraction) -> VideoStream:
-    stream = container.add_stream(encoder, rate=rate, options={"crf": "18"} if encoder == "libx264" else {})
-    assert isinstance(stream, VideoStream)
-    stream.height, stream.width = size
-    stream.pix_fmt = "yuv420p"
-    # Without these a player guesses the colours from the size. 1 is BT.709 in ITU-T H.273, and the narrow range.
-    context = stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = context.color_range = 1
-    return stream

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..clip import ClipSpec
@@ -75,7 +76,9 @@ def build_method(name: str, model: nn.Module, **options: Any) -> VideoAttributor
         raise InputError(f"{name} has no option {unknown[0]!r}{close_names(unknown[0], entry.options)}; its options: {known}")
     if any(module.training for module in model.modules()):
         raise InputError("the model is in training mode: call model.eval() before explaining it")
-    attributor = entry.build(model, **options)
+    # Constants made under inference mode (the bounds of z^B, say) could not be differentiated later.
+    with torch.inference_mode(False):
+        attributor = entry.build(model, **options)
     provenance = getattr(model, "provenance", {})
     spec = getattr(model, "spec", None)
     attributor.info = {

@@ -50,7 +50,7 @@ def test_no_file_names_a_machine() -> None:
         ("C:\\Use", "rs\\ann"),
         ("see /tm", "p/out"),
         ("pip install --index", "-url https://example.org"),
-        ("PIP_INDEX", "_URL=x"),
+        ("PIP_IND", "EX_URL=x"),
         ("https://pypi.example.org/simp", "le/"),
         ("http://10.0.0.", "1:8080"),
         ("api_k", "ey = 'abcdefgh123'"),

@@ -123,10 +123,11 @@ def test_every_setting_matches_the_slow_version(settings: dict[str, str]) -> Non
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(settings.values()))
 def test_gradient_matches_the_slow_version(settings: dict[str, str]) -> None:
-    for relevance in (random_map(), random_map(1)[:, 0], random_map(2).double(), sprite_map()):
+    halves = random_map(3).half(), random_map(4).bfloat16()  # their channels are summed in float32 too
+    for relevance in (random_map(), random_map(1)[:, 0], random_map(2).double(), sprite_map(), *halves):
         gradient = reference.motion_gradient(relevance, settings["border"], settings["normalise"])
         assert gradient.dtype == (torch.float64 if relevance.dtype == torch.float64 else torch.float32)
-        for got, clip in zip(gradient.numpy(), relevance.numpy(), strict=True):
+        for got, clip in zip(gradient.numpy(), relevance.double().numpy(), strict=True):
             slow = slow_selection(clip, 1.0, as_table(settings))
             np.testing.assert_allclose(got, slow.gradient, rtol=0, atol=2 * slow.rounding)
 

@@ -71,7 +71,7 @@ def test_an_exception_leaves_nothing(tmp_path, exception, existed):
         write()
     assert tree(tmp_path) == before
     assert out.exists() == existed
-    assert not [entry for entry in tmp_path.rglob(".*")]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_file_in_the_way(tmp_path):

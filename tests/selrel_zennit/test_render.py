@@ -402,6 +402,14 @@ def test_report_without_a_target_among_the_top_or_optional_parts():
     assert "Warnings" not in text
 
 
+def test_report_says_how_fast_the_film_runs_and_how_likely_the_target_is():
+    summary = {**SUMMARY, "target_name": "Kayaking", "target_probability": 0.012}
+    text = " ".join(Page(report_html({**summary, "overlay": {"frame_rate": 8, "speed": 0.25}}, MEDIA)).text)
+    assert "0.25 of the video's own speed" in text
+    assert "probability 1.2 %" in text
+    assert "own speed" not in report_html({**summary, "overlay": {"speed": 1.0}}, MEDIA)
+
+
 def test_calibrated_report_has_its_own_caveat():
     html = report_html({**SUMMARY, "preset": "calibrated"}, MEDIA)
     assert "frozen clips" in html

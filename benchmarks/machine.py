@@ -1,0 +1,69 @@
+"""What a figure was measured on, for the JSON files of benchmarks/results."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "zennit", "numpy", "opencv-python-headless", "onnxruntime", "openvino")
+
+
+def machine(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
+    """Return processor, memory, GPU, versions, commit, threads and time. No host name, no user, no path."""
+    return {
+        "processor": _from_file("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version(), **_versions(packages)},
+        "commit": _commit(),
+        "threads": torch.get_num_threads(),
+        "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _from_file(path: str, field: str) -> str | None:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), None)
+
+
+def _memory_gib() -> float | None:
+    total = _from_file("/proc/meminfo", "MemTotal")
+    return round(int(total.split()[0]) / 2**20, 1) if total else None
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _commit() -> dict[str, Any] | None:
+    """Return the hash of the checkout this file is in, and whether the working tree differs from it."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"hash": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,204 @@
+"""What the README shows is run and gives what it says. Its conventions are told in readme.py."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo.readme import NOT_RUN, README, RUN, SET_UP, Block, blocks, commands, set_up_commands
+
+TOLERANCE = 1e-3
+"""Relative. Numbers the README shows are compared within it, everything else exactly, trailing spaces aside."""
+
+NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+BIN = Path(sys.executable).parent
+
+
+def differences(shown: str, printed: str) -> list[str]:
+    """Return the lines of the README's output that are not what was printed."""
+    expected, got = ([line.rstrip() for line in text.strip("\n").splitlines()] for text in (shown, printed))
+    found = [f"{a!r} became {b!r}" for a, b in zip(expected, got, strict=False) if not same(a, b)]
+    if len(expected) != len(got):
+        found.append(f"{len(expected)} lines became {len(got)}")
+    return found
+
+
+def same(expected: str, got: str) -> bool:
+    """Say whether two lines agree: their words exactly, their numbers within the tolerance."""
+    if NUMBER.sub("#", expected) != NUMBER.sub("#", got):
+        return False
+    pairs = zip(NUMBER.findall(expected), NUMBER.findall(got), strict=True)
+    return all(math.isclose(*(float(n.replace("−", "-")) for n in pair), rel_tol=TOLERANCE) for pair in pairs)
+
+
+def run_bash(text: str) -> str:
+    """Run a block as a user would, in the current folder; pip and pytest are left to CI. Return what it printed."""
+    lines = [" && ".join(left) for line in commands(text) if (left := [c for c in steps(line) if not is_ci(c)])]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
+        env=os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def steps(command: str) -> list[str]:
+    return [step.strip() for step in command.split(" && ")]
+
+
+def is_ci(step: str) -> bool:
+    return step.startswith(("pip install", "python -m pip", "pytest", "python -m pytest"))
+
+
+def run_python(block: Block, namespace: dict[str, Any]) -> str:
+    printed = io.StringIO()
+    # Blank lines before the code: a traceback then names the line of the README.
+    with contextlib.redirect_stdout(printed):
+        exec(compile("\n" * block.line + block.text, str(README), "exec"), namespace)
+    return printed.getvalue()
+
+
+def text() -> str:
+    return README.read_text(encoding="utf-8")
+
+
+def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    printed = None
+    ran = 0
+    for block in blocks(text()):
+        if block.language == "text" and printed is not None:
+            wrong = differences(block.text, printed)
+            assert not wrong, f"README.md, line {block.line}: {wrong}"
+        printed = None
+        if block.mark != NOT_RUN and block.language in RUN:
+            ran += 1
+            printed = run_bash(block.text) if block.language == "bash" else run_python(block, namespace)
+    assert ran >= 3, "the README shows two set-up commands and some Python"
+
+
+def test_two_commands_set_everything_up() -> None:
+    explain, test = set_up_commands(text())
+    assert explain == "pip install . && selrel explain --out out"
+    assert test == "pip install '.[test]' && pytest"
+
+
+def test_every_block_left_out_says_why() -> None:
+    for block in blocks(text()):
+        assert block.language not in {"sh", "shell", "console", "py", "pycon"}, (
+            f"README.md, line {block.line}: say bash"
+        )
+        if block.mark == NOT_RUN:
+            assert block.reason, f"README.md, line {block.line}: <!-- not run: REASON --> lacks its reason"
+        elif block.language == "bash" and block.mark != SET_UP:
+            asks = [step for command in commands(block.text) for step in steps(command) if is_ci(step)]
+            assert not asks, f"README.md, line {block.line}: mark a block that installs as not run, or as set-up"
+
+
+def named_options(readme: str) -> dict[str, set[str]]:
+    """Return each ``selrel`` command that the README names, in bash blocks and in code within a line → its options."""
+    fenced = [command for block in blocks(readme) if block.language == "bash" for command in commands(block.text)]
+    inline = re.findall(r"`(selrel [^`]+)`", re.sub(r"(?ms)^```.*?^```$", "", readme))
+    found: dict[str, set[str]] = {}
+    for step in (step for line in [*fenced, *inline] for step in steps(line)):
+        words = shlex.split(step, comments=True)
+        if len(words) > 1 and words[0] == "selrel" and not words[1].startswith("-"):
+            options = {word.partition("=")[0].strip("[]") for word in words[2:] if word.lstrip("[").startswith("-")}
+            found.setdefault(words[1], set()).update(options - {"-"})
+    return found
+
+
+def test_named_options_exist() -> None:
+    named = named_options(text())
+    assert "explain" in named
+    missing = {}
+    for command, options in named.items():
+        done = subprocess.run([BIN / "selrel", command, "--help"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"selrel {command}: {done.stderr}"
+        listed = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", done.stdout))
+        if options - listed:
+            missing[command] = options - listed
+    assert not missing
+
+
+SAMPLE = """\
+# Title
+<!-- set-up -->
+```bash
+pip install . && echo one   # nothing
+```
+Text with `selrel run F.onnx --runner R [--out DIR]`.
+<!-- not run: needs a GPU -->
+```bash
+selrel bench \\
+  --budget=0.5
+```
+```python
+x = 1.00004
+print("x is", x)
+```
+```text
+x is 1.0
+```
+"""
+
+
+def test_blocks_are_read() -> None:
+    found = blocks(SAMPLE)
+    assert [(block.language, block.mark, block.reason, block.line) for block in found] == [
+        ("bash", "set-up", "", 3),
+        ("bash", "not run", "needs a GPU", 8),
+        ("python", "", "", 12),
+        ("text", "", "", 16),
+    ]
+    assert set_up_commands(SAMPLE) == ["pip install . && echo one   # nothing"]
+    assert named_options(SAMPLE) == {"run": {"--runner", "--out"}, "bench": {"--budget"}}
+    assert run_bash(found[0].text) == "one\n"
+    assert not differences(found[3].text, run_python(found[2], {}))
+
+
+@pytest.mark.parametrize(
+    "broken", ["```bash\nls\n", "<!-- set-up -->\ntext\n```bash\nls\n```\n", "<!-- not run: x -->"]
+)
+def test_a_broken_readme_is_refused(broken: str) -> None:
+    with pytest.raises(ValueError, match="line"):
+        blocks(broken)
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed"),
+    [
+        ("x is 1.0", "x is 1.002"),
+        ("x is 1.0", "y is 1.0"),
+        ("one\ntwo", "one"),
+        ("c3d 16", "c4d 16"),
+        ("-1.0", "1.0"),
+        ("0.0", "0.1"),
+    ],
+)
+def test_another_output_is_found(shown: str, printed: str) -> None:
+    assert differences(shown, printed)
+
+
+@pytest.mark.parametrize(("shown", "printed"), [("a 1.0000 b", "a 1.0004 b  \n"), ("1e-6", "1.0005e-06"), ("n", "n\n")])
+def test_the_same_output_passes(shown: str, printed: str) -> None:
+    assert not differences(shown, printed)
+
+
+def test_a_failing_block_fails() -> None:
+    with pytest.raises(AssertionError, match="no_such_command"):
+        run_bash("no_such_command | cat\n")
