@@ -3,14 +3,17 @@
     python benchmarks/selection.py [--repeats 101] [--explanations 5] [--threads N]
 
 All variants run in one process, one call of each in turn, so that whatever else the machine does falls on all of them.
-Times are seconds of a call; the medians are of all samples, which the file keeps.
+Times are seconds of a call; the medians are of all samples, which the file keeps. Much of a call that allocates is page
+faults, so each table is made twice: with the C library's allocator as it is, and told to keep freed memory (glibc).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -39,21 +42,36 @@ def conv3d_selection(relevance: torch.Tensor, n_sigma: float = 4.0) -> tuple[tor
     return relevance * mask[:, None], mask
 
 
-def interleaved(variants: dict[str, Sample], repeats: int, warm_up: int = 3) -> dict[str, list[float]]:
-    """Call every variant ``repeats`` times, in turn. Return the seconds of each call."""
-    samples: dict[str, list[float]] = {name: [] for name in variants}
+def interleaved(variants: dict[str, Sample], repeats: int, warm_up: int = 3) -> dict[str, dict[str, Any]]:
+    """Call every variant ``repeats`` times, in turn. Return the row of each: seconds and page faults of its calls."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    faults: dict[str, list[int]] = {name: [] for name in variants}
     for repeat in range(warm_up + repeats):
         for name, call in variants.items():
-            start = time.perf_counter()
+            faults_before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
             call()
-            seconds = time.perf_counter() - start
+            taken = time.perf_counter() - start
             if repeat >= warm_up:
-                samples[name].append(seconds)
-    return samples
+                seconds[name].append(taken)
+                faults[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults_before)
+    return {
+        name: {
+            "median_s": statistics.median(seconds[name]),
+            "min_s": min(seconds[name]),
+            "median_page_faults": statistics.median(faults[name]),
+            "samples_s": seconds[name],
+        }
+        for name in variants
+    }
 
 
-def row(samples: list[float]) -> dict[str, Any]:
-    return {"median_s": statistics.median(samples), "min_s": min(samples), "samples_s": samples}
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to reuse freed blocks of any size and to give none back to the system."""
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # <malloc.h>
+    allocator = ctypes.CDLL(None)
+    for parameter, value in ((trim_threshold, 2**31 - 1), (top_pad, 2**28), (mmap_max, 0)):
+        if not allocator.mallopt(parameter, value):
+            raise OSError(f"mallopt refused parameter {parameter}")
 
 
 def against_conv3d(batch: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
@@ -64,7 +82,7 @@ def against_conv3d(batch: int, dtype: torch.dtype, repeats: int) -> dict[str, An
         "separable_author_2021": lambda: select_motion(relevance, **AUTHOR_2021),
         "separable_default": lambda: select_motion(relevance),
     }
-    rows = {name: row(samples) for name, samples in interleaved(variants, repeats).items()}
+    rows = interleaved(variants, repeats)
     differing = (conv3d_selection(relevance)[1] != select_motion(relevance, **AUTHOR_2021)[1]).sum().item()
     medians = {name: values["median_s"] for name, values in rows.items()}
     return {
@@ -77,8 +95,8 @@ def against_conv3d(batch: int, dtype: torch.dtype, repeats: int) -> dict[str, An
     }
 
 
-def against_dtd(repeats: int, selections: int = 20) -> dict[str, Any]:
-    """The selection of C3D's DTD relevance, and the explanation that made it; ``selections`` to each explanation."""
+def against_dtd(repeats: int) -> dict[str, Any]:
+    """The selection of C3D's DTD relevance, and the explanation that made it."""
     import selrel_zennit as sr
 
     model = sr.load_model("c3d", weights="random", num_classes=101)
@@ -88,13 +106,11 @@ def against_dtd(repeats: int, selections: int = 20) -> dict[str, Any]:
     attributor: Any = sr.build_method("dtd", model)
     with attributor:
         relevance = attributor(clip, one_hot)[1]
-        samples: dict[str, list[float]] = {"dtd": [], "selection": []}
-        for repeat in range(1 + repeats):
-            taken = interleaved({"dtd": lambda: attributor(clip, one_hot)}, 1, warm_up=0)
-            taken |= interleaved({"selection": lambda: select_motion(relevance)}, selections, warm_up=0)
-            for name, seconds in taken.items():
-                samples[name] += seconds if repeat else []
-    rows = {name: row(values) for name, values in samples.items()}
+        variants: dict[str, Sample] = {
+            "dtd": lambda: attributor(clip, one_hot),
+            "selection": lambda: select_motion(relevance),
+        }
+        rows = interleaved(variants, repeats, warm_up=1)
     return {
         "shape": list(SHAPE),
         "model": "c3d, random weights, 101 classes",
@@ -115,23 +131,30 @@ def main() -> None:
         "command": f"python benchmarks/selection.py --repeats {arguments.repeats} "
         f"--explanations {arguments.explanations} --threads {arguments.threads}",
         "machine": machine(),
-        "against_conv3d": [
-            against_conv3d(batch, dtype, max(arguments.repeats // batch, 1))
-            for batch, dtype in ((1, torch.float32), (8, torch.float32), (1, torch.bfloat16), (8, torch.bfloat16))
-        ],
-        "against_dtd": against_dtd(arguments.explanations),
+        "tables": {},
     }
+    for allocator in ("default", "keeps freed memory"):
+        if allocator != "default":
+            keep_freed_memory()
+        result["tables"][allocator] = {
+            "against_conv3d": [
+                against_conv3d(batch, dtype, max(arguments.repeats // batch, 1))
+                for batch, dtype in ((1, torch.float32), (8, torch.float32), (1, torch.bfloat16), (8, torch.bfloat16))
+            ],
+            "against_dtd": against_dtd(arguments.explanations),
+        }
     partial = RESULTS.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, RESULTS)
 
-    for entry in result["against_conv3d"]:
-        times = ", ".join(f"{name} {1e3 * values['median_s']:.2f} ms" for name, values in entry["rows"].items())
-        print(f"{entry['shape']} {entry['dtype']}: {times}; {entry['conv3d_over_separable_default']:.0f}×")
-    dtd = result["against_dtd"]
-    print(
-        f"DTD of C3D {dtd['rows']['dtd']['median_s']:.2f} s; the selection takes {dtd['selection_over_dtd']:.4%} of it"
-    )
+    for allocator, table in result["tables"].items():
+        print(f"allocator: {allocator}")
+        for entry in table["against_conv3d"]:
+            times = ", ".join(f"{name} {1e3 * values['median_s']:.2f} ms" for name, values in entry["rows"].items())
+            print(f"  {entry['shape']} {entry['dtype']}: {times}; {entry['conv3d_over_separable_default']:.0f}×")
+        dtd = table["against_dtd"]
+        seconds = dtd["rows"]["dtd"]["median_s"]
+        print(f"  DTD of C3D {seconds:.2f} s; the selection takes {dtd['selection_over_dtd']:.4%} of it")
 
 
 if __name__ == "__main__":

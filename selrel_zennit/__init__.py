@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from .attribution import register_method as register_method
     from .clip import ClipSpec as ClipSpec
     from .errors import InputError as InputError
-    from .pipeline import explain as explain
     from .explanation import Explanation as Explanation
     from .models import MODELS as MODELS
     from .models import load_model as load_model
     from .models import register_model as register_model
+    from .pipeline import explain as explain
     from .selection import MotionSelection as MotionSelection
     from .selection import Selective as Selective
     from .video import iter_frames as iter_frames

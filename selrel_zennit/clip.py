@@ -96,7 +96,7 @@ class ClipSpec:
         return available - start < self.span
 
     def starts(self, available: int) -> list[int]:
-        """Return the starts of the successive clips of a video: every ``span`` frames, whole clips only, at least one."""
+        """Return the starts of a video's successive clips: every ``span`` frames, whole clips only, at least one."""
         return list(range(0, max(available - self.span + 1, 1), self.span))
 
     def pixels(self, frames: Frames, start: int = 0) -> Frames:
@@ -137,8 +137,8 @@ class ClipSpec:
         """Scale pictures to model units: uint8 [B,T,H,W,3] RGB → float32 [B,3,T,H,W]."""
         low, high = self.value_range
         ordered = pixels[..., ::-1] if self.channel_order == "BGR" else pixels
-        values = ordered.astype(np.float32) * np.float32((high - low) / 255.0) + np.float32(low)
-        values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        scaled: FloatArray = ordered.astype(np.float32) * np.float32((high - low) / 255.0) + np.float32(low)
+        values = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return np.ascontiguousarray(values.transpose(0, 4, 1, 2, 3))
 
     def to_pixels(self, clip: Any) -> Frames:
@@ -152,7 +152,7 @@ class ClipSpec:
         return np.ascontiguousarray(pixels[..., ::-1] if self.channel_order == "BGR" else pixels)
 
     def bounds(self) -> tuple[FloatArray, FloatArray]:
-        """Return the least and greatest input per channel, in model units, each [1,3,1,1,1]: the box of the z^B rule."""
+        """Return the least and greatest input per channel in model units, each [1,3,1,1,1]: the box of z^B."""
         mean, std = (np.asarray(values, np.float64) for values in (self.mean, self.std))
         low, high = (((end - mean) / std).astype(np.float32).reshape(1, 3, 1, 1, 1) for end in self.value_range)
         return low, high
@@ -167,7 +167,8 @@ class ClipSpec:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"not a field of ClipSpec: {', '.join(sorted(unknown))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        settings: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**settings)
 
 
 def _interpolations() -> dict[str, int]:

@@ -38,7 +38,12 @@ class DTD(SpecialFirstLayerMapComposite):
     ) -> None:
         rule = {"stabilizer": stabilizer, "zero_params": zero_params}
         super().__init__(
-            layer_map=[*(layer_map or []), *layer_map_base(stabilizer), (Convolution, ZPlus(**rule)), (Linear, ZPlus(**rule))],
+            layer_map=[
+                *(layer_map or []),
+                *layer_map_base(stabilizer),
+                (Convolution, ZPlus(**rule)),
+                (Linear, ZPlus(**rule)),
+            ],
             first_map=[*(first_map or []), (Convolution, ZBox(low=low, high=high, **rule))],
             canonizers=canonizers,
         )

@@ -63,7 +63,7 @@ class Explanation:
             if kind is np.floating and not np.isfinite(value).all():
                 raise ValueError(f"{name} holds NaN or infinity")
         classes = self.logits.shape[1]
-        if self.target.size and not (0 <= self.target.min() and self.target.max() < classes):
+        if self.target.size and not (self.target.min() >= 0 and self.target.max() < classes):
             raise ValueError(f"target must lie in 0…{classes - 1}, got {self.target.tolist()}")
         if not np.array_equal(self.motion_relevance, np.where(self.mask, self.relevance, 0)):
             raise ValueError("motion_relevance must be relevance where mask is set and zero elsewhere")

@@ -49,14 +49,16 @@ class ClipExplanations:
         if self.pixels.shape != expected or self.pixels.dtype != np.uint8:
             raise ValueError(f"pixels must be uint8 {expected}, got {self.pixels.dtype} {self.pixels.shape}")
         if not len(self.starts) == len(self.seconds) == len(self.explanation):
-            raise ValueError(f"{len(self.starts)} starts and {len(self.seconds)} timings for {len(self.explanation)} clips")
+            raise ValueError(
+                f"{len(self.starts)} starts and {len(self.seconds)} timings for {len(self.explanation)} clips"
+            )
 
 
 @dataclass(frozen=True)
 class Style:
     """How relevance becomes colour, by Zennit's names: colour map, level, norm."""
 
-    cmap: str = "coldnhot"
+    cmap: str = render.DEFAULT_COLORMAP
     level: float = 1.0
     relevance_norm: str = "symmetric"
 
@@ -92,7 +94,9 @@ def write_outputs(
     media = {"overlay": (folder / "overlay.mp4").read_bytes(), "strip": (folder / "strip.png").read_bytes()}
     (folder / "report.html").write_text(report_html(summary, media), encoding="utf-8")
     explanation = clips.explanation
-    arrays = {name: getattr(explanation, name) for name in ("relevance", "motion_relevance", "mask", "logits", "target")}
+    arrays = {
+        name: getattr(explanation, name) for name in ("relevance", "motion_relevance", "mask", "logits", "target")
+    }
     np.savez_compressed(folder / "explanation.npz", frames=clips.pixels, **arrays)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return summary
@@ -115,7 +119,7 @@ def summarise(
     share = explanation.motion_share()
 
     def name(index: int) -> str:
-        return class_names[index] if class_names else str(index)
+        return class_names[index] if class_names else f"class {index}"
 
     return {
         **settings,
@@ -142,17 +146,19 @@ def summarise(
 
 def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any], style: Style) -> Any:
     explanation, entry = clips.explanation, summary["clips"][index]
+    place = f"from frame {entry['start']}"
     return draw(
         clips.pixels[index],
         explanation.relevance[index],
         explanation.motion_relevance[index],
-        title=f"{summary['method']} / {summary['model']} / {summary['preset']} {summary['n_sigma']:g} sigma / frame {entry['start']}",
+        title=" · ".join((summary["method"], summary["model"], f"{summary['preset']} {summary['n_sigma']:g}σ", place)),
         top5=[(name, probability) for name, probability in summary["top5"]],
         target_name=summary["target_name"],
         motion_share=(entry["motion_area"], entry["motion_mass"]),
         cmap=style.cmap,
         level=style.level,
         relevance_norm=style.relevance_norm,
+        scale=render.colour_scale(explanation.relevance, style.relevance_norm, render.PERCENTILE),
     )
 
 

@@ -150,7 +150,9 @@ def _cut(
     """Yield (first frame, frames available, pixels [T,H,W,3], seconds of reading and resizing) for each clip."""
     since = time.perf_counter()
     frames: Iterable[Frames] = (
-        source[start:] if isinstance(source, np.ndarray) else iter_frames(source, start, None if all_clips else spec.span)
+        source[start:]
+        if isinstance(source, np.ndarray)
+        else iter_frames(source, start, None if all_clips else spec.span)
     )
     held: list[Frames] = []
     first = start
@@ -175,7 +177,9 @@ def _cut(
 def _checked(clip: torch.Tensor, model: nn.Module) -> torch.Tensor:
     if not isinstance(clip, torch.Tensor) or clip.ndim != 5 or clip.shape[1] != 3 or not clip.is_floating_point():
         got = f"{clip.dtype} {tuple(clip.shape)}" if isinstance(clip, torch.Tensor) else type(clip).__name__
-        raise InputError(f"a clip must be a float tensor [B,3,T,H,W] in model units, got {got}; see model.spec.clip(frames)")
+        raise InputError(
+            f"a clip must be a float tensor [B,3,T,H,W] in model units, got {got}; see model.spec.clip(frames)"
+        )
     spec = getattr(model, "spec", None)
     if isinstance(spec, ClipSpec) and tuple(clip.shape[1:]) != spec.shape:
         raise InputError(

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 import torch
-from selrel_kernels.ops import check_settings, select_motion
 from zennit.attribution import Attributor
+
+from selrel_kernels.ops import check_settings, select_motion
 
 from .attribution import VideoAttributor
 from .attribution.base import AttrOutput

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -34,7 +34,9 @@ DEFAULT_FPS = 25.0
 """Frames per second of what has no rate of its own: a folder of frames, a stream that does not state one."""
 
 _IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_FETCH_AGAIN = "copy or download it again, or re-encode what is left of it: ffmpeg -i IN OUT.mp4"
+_COPY_AGAIN = "copy, download or record it again"
+_REPAIR = f"{_COPY_AGAIN}, or re-encode what is left of it: ffmpeg -i IN OUT.mp4"
+_QUARTER_TURNS = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))  # see _display_axes; clockwise
 _GIVE_VIDEO = "give a video file (mp4, avi, gif, webm, mkv) or a folder of numbered frames"
 
 
@@ -144,7 +146,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     if not source.exists():
         raise InputError(f"{source} does not exist; {_GIVE_VIDEO}")
     if source.is_file() and source.stat().st_size == 0:
-        raise InputError(f"{source} is empty (0 bytes); copy or download it again")
+        raise InputError(f"{source} is empty (0 bytes); {_COPY_AGAIN}")
     return source
 
 
@@ -191,8 +193,8 @@ def _natural(file: Path) -> tuple[list[str | int], str]:
 def _decode_image(file: Path) -> av.VideoFrame:
     try:
         # From memory: given a name, FFmpeg would take % and * in it for a pattern of many files.
-        with av.open(io.BytesIO(file.read_bytes())) as container:
-            return cast(av.VideoFrame, next(container.decode(video=0)))
+        with av.open(io.BytesIO(file.read_bytes()), "r") as container:
+            return next(container.decode(video=0))
     except (FFmpegError, StopIteration, IndexError) as error:
         raise InputError(f"{file} is not an image that can be read; replace it or take it out of the folder") from error
 
@@ -203,7 +205,7 @@ def _open(source: Path) -> InputContainer:
         container = av.open(f"file:{source}", options={"protocol_whitelist": "file"})
     except FFmpegError as error:
         if _looks_like_video(source):
-            raise InputError(f"{source} is truncated or damaged: its index is not readable; {_FETCH_AGAIN}") from error
+            raise InputError(f"{source} is truncated: its index is missing or broken; {_COPY_AGAIN}") from error
         raise InputError(f"{source} is not a video; {_GIVE_VIDEO}") from error
     # FFmpeg renders any text file as pictures of a terminal.
     if container.format.name == "tty":
@@ -234,7 +236,7 @@ class _Packets:
         self.container, self.stream = container, stream
         self.end, self.cut = 0.0, False
 
-    def __iter__(self) -> Iterator[av.Packet[VideoStream] | None]:
+    def __iter__(self) -> Iterator[av.Packet[Any] | None]:
         # Matroska states one duration for all its streams: the last packet of any of them counts.
         streams = self.container.streams if "matroska" in self.container.format.name else [self.stream]
         for packet in self.container.demux(*streams):
@@ -250,7 +252,7 @@ class _Packets:
                 yield packet
         yield None
 
-    def _is_partial(self, packet: av.Packet[VideoStream]) -> bool:
+    def _is_partial(self, packet: av.Packet[Any]) -> bool:
         if self.container.format.name == "gif":
             # A picture ends in a block of length 0; the last one may be followed by the trailer.
             return not bytes(packet).rstrip(b";").endswith(b"\0")
@@ -293,9 +295,9 @@ def _decode_video(source: Path) -> Iterator[av.VideoFrame]:
                     total += 1
                     yield frame
         except FFmpegError as error:
-            raise InputError(f"{source} is damaged: decoding breaks after {total} frames; {_FETCH_AGAIN}") from error
+            raise InputError(f"{source} is damaged: decoding breaks after {total} frames; {_REPAIR}") from error
         if packets.is_truncated():
-            raise InputError(f"{source} is truncated: it breaks off after {total} frames; {_FETCH_AGAIN}")
+            raise InputError(f"{source} is truncated: it breaks off after {total} frames; {_REPAIR}")
 
 
 def _display_axes(frame: av.VideoFrame) -> tuple[int, int, int, int]:
@@ -303,20 +305,27 @@ def _display_axes(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
     Source: ISO/IEC 14496-12, the matrix of the track header; FFmpeg hands Exif orientation over in the same form.
     """
-    side_data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        side_data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV 18.1 fails on kinds of side data it does not know, Exif among them. What is left is the turn, without a
+        # mirror, which no camera writes.
+        return _QUARTER_TURNS[round(-frame.rotation / 90) % 4]
     if not isinstance(side_data, SideData):
-        return 1, 0, 0, 1
+        return _QUARTER_TURNS[0]
     matrix = np.frombuffer(bytes(side_data), np.int32)
     a, b, c, d = (round(int(matrix[index]) / 65536) for index in (0, 1, 3, 4))
     # Turns that are not by right angles are left alone, as they would need resampling.
-    return (a, b, c, d) if sorted(map(abs, (a, b, c, d))) == [0, 0, 1, 1] and a * d != b * c else (1, 0, 0, 1)
+    is_right = sorted(map(abs, (a, b, c, d))) == [0, 0, 1, 1] and a * d != b * c
+    return (a, b, c, d) if is_right else _QUARTER_TURNS[0]
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """Return degrees clockwise, and whether the frame is mirrored left to right before it is turned."""
     a, b, c, d = _display_axes(frame)
     mirrored = a * d - b * c < 0
-    return {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[(-a, -b) if mirrored else (a, b)], mirrored
+    turns = [axes[:2] for axes in _QUARTER_TURNS].index((-a, -b) if mirrored else (a, b))
+    return 90 * turns, mirrored
 
 
 def _upright(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frames:

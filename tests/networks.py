@@ -1,6 +1,7 @@
 """Small networks and checks that several tests use."""
 
 import torch
+
 from selrel_zennit import ClipSpec
 from selrel_zennit.models.c3d import C3D
 

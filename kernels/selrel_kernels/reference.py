@@ -43,11 +43,13 @@ def sigma_threshold(gradient: torch.Tensor, n_sigma: float, sigma: str = "signed
 
     Two passes (mean, then squared deviations), on G scaled to 1 at most: squares neither underflow nor overflow.
     """
-    size = gradient.abs()
-    peak = size.amax(_CLIP, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
-    scaled = (size if sigma == "absolute" else gradient) / peak
-    deviation = scaled - scaled.mean(_CLIP, keepdim=True)
-    variance = deviation.square().sum(_CLIP, keepdim=True) / (math.prod(gradient.shape[1:]) - 1)
+    measured = gradient.abs() if sigma == "absolute" else gradient
+    peak = torch.maximum(measured.amax(_CLIP, keepdim=True), -measured.amin(_CLIP, keepdim=True))
+    peak = peak.clamp_min(torch.finfo(gradient.dtype).tiny)
+    # In place from here on: a new block of memory costs as much as the arithmetic.
+    squares = measured / peak
+    squares.sub_(squares.mean(_CLIP, keepdim=True)).square_()
+    variance = squares.sum(_CLIP, keepdim=True) / (math.prod(gradient.shape[1:]) - 1)
     return n_sigma * (peak * variance.sqrt())
 
 
@@ -86,7 +88,7 @@ def select_motion(
 def _smooth(padded: torch.Tensor, axis: int) -> torch.Tensor:
     length = padded.shape[axis] - 2
     ends = padded.narrow(axis, 0, length) + padded.narrow(axis, 2, length)
-    return torch.add(ends, padded.narrow(axis, 1, length), alpha=2)
+    return ends.add_(padded.narrow(axis, 1, length), alpha=2)
 
 
 def _author_2020_range(summed: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,9 @@ class GradCAM(VideoAttributor):
         def start_graph(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
             nonlocal leaf
             if leaf is not None:
-                raise InputError(f"layer {self.layer_name!r} runs more than once in a forward pass; choose another layer")
+                raise InputError(
+                    f"layer {self.layer_name!r} runs more than once in a forward pass; choose another layer"
+                )
             if not isinstance(output, torch.Tensor) or output.ndim != 5:
                 raise InputError(f"layer {self.layer_name!r} does not give [B,C,T,H,W]; choose a convolutional layer")
             leaf = output.detach().requires_grad_()

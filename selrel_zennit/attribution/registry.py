@@ -73,7 +73,9 @@ def build_method(name: str, model: nn.Module, **options: Any) -> VideoAttributor
     unknown = sorted(set(options) - set(entry.options))
     if unknown:
         known = ", ".join(entry.options) or "none"
-        raise InputError(f"{name} has no option {unknown[0]!r}{close_names(unknown[0], entry.options)}; its options: {known}")
+        raise InputError(
+            f"{name} has no option {unknown[0]!r}{close_names(unknown[0], entry.options)}; its options: {known}"
+        )
     if any(module.training for module in model.modules()):
         raise InputError("the model is in training mode: call model.eval() before explaining it")
     # Constants made under inference mode (the bounds of z^B, say) could not be differentiated later.

@@ -21,7 +21,9 @@ def one_hot(target: int | Sequence[int] | torch.Tensor, num_classes: int) -> tor
     if indices.is_floating_point() or indices.dtype == torch.bool:
         raise InputError(f"a target must be a whole number, got {target!r}")
     if indices.numel() == 0 or int(indices.min()) < 0 or int(indices.max()) >= num_classes:
-        raise InputError(f"target must lie in 0…{num_classes - 1}, got {target if isinstance(target, int) else indices.tolist()}")
+        raise InputError(
+            f"target must lie in 0…{num_classes - 1}, got {target if isinstance(target, int) else indices.tolist()}"
+        )
     classes = torch.arange(num_classes, device=indices.device)
     return (classes == indices[:, None]).to(torch.float32)
 
@@ -53,9 +55,12 @@ def _parse(target: str, num_classes: int, class_names: Sequence[str] | None) -> 
         index = int(target)
     except ValueError:
         if class_names is None:
-            raise InputError(f"target {target!r}: this model has no class names; give top1 or an index 0…{num_classes - 1}") from None
+            raise InputError(
+                f"target {target!r}: this model has no class names; give top1 or an index 0…{num_classes - 1}"
+            ) from None
         raise InputError(
-            f"no class named {target!r}{close_names(target, class_names)}; give top1, a name, or an index 0…{num_classes - 1}"
+            f"no class named {target!r}{close_names(target, class_names)}; "
+            f"give top1, a name, or an index 0…{num_classes - 1}"
         ) from None
     if not 0 <= index < num_classes:
         raise InputError(f"target must be top1 or lie in 0…{num_classes - 1}, got {index}")

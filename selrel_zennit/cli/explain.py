@@ -25,14 +25,28 @@ from .options import json_option, method_options, model_options, open_model, wei
 @click.option("--method", default="dtd", show_default=True, help="A name of `selrel list methods`.")
 @click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method; may be repeated.")
 @click.option("--n-sigma", type=float, default=4.0, show_default=True, help="Threshold of the selection, in σ.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="default", show_default=True, help="Settings of the selection.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="default",
+    show_default=True,
+    help="Settings of the selection.",
+)
 @click.option("--target", default="top1", show_default=True, help="top1, a class index, or a class name.")
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First frame of the (first) clip.")
 @click.option("--all-clips", is_flag=True, help="Explain every clip, for the class with the highest mean logit.")
 @click.option("--out", default="out", show_default=True, help="Folder for the five files.")
 @click.option("--cmap", default="coldnhot", show_default=True, help="Zennit's colour map, or one in its language.")
-@click.option("--level", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Level of the colour map.")
-@click.option("--relevance-norm", type=click.Choice(["symmetric", "absolute", "unaligned"]), default="symmetric", show_default=True, help="How relevance is scaled to colours.")
+@click.option(
+    "--level", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Level of the colour map."
+)
+@click.option(
+    "--relevance-norm",
+    type=click.Choice(["symmetric", "absolute", "unaligned"]),
+    default="symmetric",
+    show_default=True,
+    help="How relevance is scaled to colours.",
+)
 @json_option
 def explain(
     video: str | None,
@@ -112,7 +126,9 @@ def _doubt(model_name: str, video: str | None, weights: str) -> str | None:
 def _report(summary: dict[str, Any], out: str) -> None:
     print(f"{summary['target_name']}  {summary['target_probability']:.1%}   {summary['method']} on {summary['model']}")
     for clip in summary["clips"][:10]:
-        area, mass = (f"{share:.1%}" if share is not None else "-" for share in (clip["motion_area"], clip["motion_mass"]))
+        area, mass = (
+            f"{share:.1%}" if share is not None else "-" for share in (clip["motion_area"], clip["motion_mass"])
+        )
         print(f"frame {clip['start']}: motion is {mass} of the relevance, on {area} of its area")
     if len(summary["clips"]) > 10:
         print(f"… and {len(summary['clips']) - 10} more clips in summary.json")

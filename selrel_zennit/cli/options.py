@@ -26,10 +26,18 @@ def model_options(command: F) -> F:
     """Add --model, --weights, --num-classes, --clip-spec, --class-names, --device, --threads and --seed."""
     for option in reversed(
         (
-            click.option("--model", "model_name", default="demo", show_default=True, help="A name of `selrel list models`, or package.module:factory."),
+            click.option(
+                "--model",
+                "model_name",
+                default="demo",
+                show_default=True,
+                help="A name of `selrel list models`, or package.module:factory.",
+            ),
             click.option("--weights", help="A weight file (safetensors or a state dict), embedded, own or random."),
             click.option("--num-classes", type=click.IntRange(1), help="Classes of the network  [default: the file's]"),
-            click.option("--clip-spec", help="A ClipSpec as a JSON file, or the name of a C3D variant  [default: the model's]"),
+            click.option(
+                "--clip-spec", help="A ClipSpec as a JSON file, or the name of a C3D variant  [default: the model's]"
+            ),
             click.option("--class-names", type=click.Path(), help="A text file, one class name a line."),
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
             click.option("--threads", type=click.IntRange(1), help="CPU threads of torch  [default: torch's own]"),
@@ -42,7 +50,9 @@ def model_options(command: F) -> F:
 
 def json_option(command: F) -> F:
     """Add --json PATH."""
-    return click.option("--json", "json_path", help="Write the figures as JSON to this file; - is standard output.")(command)
+    return click.option("--json", "json_path", help="Write the figures as JSON to this file; - is standard output.")(
+        command
+    )
 
 
 def open_model(

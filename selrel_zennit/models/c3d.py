@@ -53,7 +53,9 @@ class C3D(nn.Sequential):
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         if self_spec.frames < 16 or self_spec.crop < 16:
-            raise ValueError(f"C3D pools time and space by 16: a clip of {self_spec.frames}×{self_spec.crop} is too small")
+            raise ValueError(
+                f"C3D pools time and space by 16: a clip of {self_spec.frames}×{self_spec.crop} is too small"
+            )
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels, steps, size = 3, self_spec.frames, self_spec.crop
         for name, multiple, pool in _BLOCKS:

@@ -79,7 +79,8 @@ def load_model(
     entry = MODELS.get(name) if isinstance(name, str) else None
     if isinstance(name, str) and entry is None and ":" not in name:
         raise InputError(
-            f"no model named {name!r}{close_names(name, MODELS)}; see `selrel list models`, or pass package.module:factory"
+            f"no model named {name!r}{close_names(name, MODELS)}; "
+            "see `selrel list models`, or pass package.module:factory"
         )
     label = name if isinstance(name, str) else getattr(name, "__qualname__", repr(name))
     model, provenance = (
@@ -102,7 +103,9 @@ def _load_registered(
     if weights is None and entry.embedded is not None:
         weights = "embedded"
     if weights is None:
-        raise InputError(f"{entry.name} ships without weights: pass --weights FILE, or --weights random for an untrained one")
+        raise InputError(
+            f"{entry.name} ships without weights: pass --weights FILE, or --weights random for an untrained one"
+        )
     if weights == "random":
         model = _build_empty(entry, num_classes or entry.classes, spec)
         model.reset_parameters(seed)  # type: ignore[operator]
@@ -144,7 +147,9 @@ def _load_factory(
             "or --weights random"
         )
     if weights == "embedded":
-        raise InputError(f"{label} is not of this package and has no embedded weights: pass --weights FILE, own or random")
+        raise InputError(
+            f"{label} is not of this package and has no embedded weights: pass --weights FILE, own or random"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = factory() if num_classes is None else factory(num_classes=num_classes)
@@ -167,8 +172,9 @@ def _reset(model: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in model.modules():
-            if callable(getattr(module, "reset_parameters", None)):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
 
 def _import_factory(name: str) -> Callable[..., nn.Module]:
@@ -178,7 +184,9 @@ def _import_factory(name: str) -> Callable[..., nn.Module]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise InputError(f"{name}: cannot import {module_name} ({error}); give --model package.module:factory") from None
+        raise InputError(
+            f"{name}: cannot import {module_name} ({error}); give --model package.module:factory"
+        ) from None
     finally:
         sys.path.remove("")
     factory = getattr(module, attribute, None)

@@ -99,7 +99,6 @@ def _is_safetensors(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
-        size = path.stat().st_size
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: pass a .safetensors, .pt or .pth file as weights") from None
     except OSError as error:
@@ -113,10 +112,13 @@ def _is_safetensors(path: Path) -> bool:
             f"{path} is a tar file, PyTorch's format before 0.1.10, which cannot be read without unpickling: "
             "save its tensors as safetensors where you trust it"
         )
+    # The format: the length of the header, at most 100 MB, little-endian in 8 bytes, then the header, a JSON object. It
+    # is looked for first: that length may begin with the byte that begins a pickle.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000:
+        return True
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return False
-    # The format: the length of the header, little-endian in 8 bytes, then the header, a JSON object.
-    if path.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8):
+    if path.suffix == ".safetensors":
         return True
     raise InputError(f"{path} is not a weight file: pass safetensors, or what torch.save wrote of a state dict")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,7 @@ class SyntheticClip:
     frames: Frames
     causal_states: Array
     distractor_states: Array | None
-    camera: npt.NDArray[np.int_]
+    camera: npt.NDArray[np.int64]
     _causal: Sprite
     _distractor: Sprite
 
@@ -125,7 +126,7 @@ class SyntheticClip:
             if states is None:
                 continue
             poses = self._poses(states)
-            for t, (before, after) in enumerate(zip(poses[:-1], poses[1:], strict=True)):
+            for t, (before, after) in enumerate(pairwise(poses)):
                 placed = sprite.place(before, height, width)
                 visible = placed.mask & seen[t][placed.index]
                 rows, columns = np.nonzero(visible)
@@ -217,14 +218,14 @@ def _drawn_scene(rng: np.random.Generator, spec: SyntheticSpec, label: int) -> i
     return label if own < spec.bias else int(other * len(SCENES))
 
 
-def _camera(rng: np.random.Generator, spec: SyntheticSpec) -> npt.NDArray[np.int_]:
+def _camera(rng: np.random.Generator, spec: SyntheticSpec) -> npt.NDArray[np.int64]:
     velocity = np.floor(rng.random(2) * (2 * spec.pan + 1)) - spec.pan
     shakes = np.floor(rng.random((spec.frames, 2)) * (2 * spec.shake + 1)) - spec.shake
-    return (np.arange(spec.frames)[:, None] * velocity + shakes).astype(int)
+    return np.asarray(np.arange(spec.frames)[:, None] * velocity + shakes, np.int64)
 
 
 def _sprite_flow(
-    placed: Placed, rows: npt.NDArray[np.int_], columns: npt.NDArray[np.int_], before: Array, after: Array
+    placed: Placed, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], before: Array, after: Array
 ) -> Array:
     """Where each pixel's point of the sprite goes when the pose changes, less where it is. [N,2]."""
     offsets = np.stack([placed.columns[columns] - before[0], placed.rows[rows] - before[1]], axis=1)

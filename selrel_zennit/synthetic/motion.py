@@ -46,7 +46,7 @@ def erratic(rng: np.random.Generator, frames: int) -> Array:
     motion from a steady one. It is its own time reversal in distribution.
     """
     start, speeds = _start(rng)
-    return _follow(start, speeds, (rng.random(frames - 1) * len(CLASSES)).astype(int))
+    return _follow(start, speeds, (rng.random(frames - 1) * len(CLASSES)).astype(np.int64))
 
 
 def _start(rng: np.random.Generator) -> tuple[Array, Array]:
@@ -54,7 +54,7 @@ def _start(rng: np.random.Generator) -> tuple[Array, Array]:
     return draws[:4], _SPEEDS[:, 0] + draws[4:] * (_SPEEDS[:, 1] - _SPEEDS[:, 0])
 
 
-def _follow(start: Array, speeds: Array, classes: npt.NDArray[np.int_]) -> Array:
+def _follow(start: Array, speeds: Array, classes: npt.NDArray[np.int64]) -> Array:
     steps = np.zeros((len(classes) + 1, 4))
     steps[np.arange(1, len(steps)), classes // 2] = np.where(classes % 2, 1.0, -1.0) * speeds[classes // 2]
     return start + np.cumsum(steps, axis=0)

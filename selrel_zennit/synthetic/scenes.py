@@ -23,6 +23,7 @@ def draw_scene(rng: np.random.Generator, kind: str, height: int, width: int) -> 
     x, y = _grid(height, width)
     phase_x, phase_y, count = rng.random(3)
     x, y = x + np.float32(phase_x), y + np.float32(phase_y)
+    pattern: npt.NDArray[np.floating]
     few, many = 3 + int(count * 3), 5 + int(count * 4)
     if kind == "clouds":
         pattern = 0.5 + 0.9 * (noise(rng, 4, height, width) + 0.5 * noise(rng, 9, height, width))
@@ -42,7 +43,9 @@ def draw_scene(rng: np.random.Generator, kind: str, height: int, width: int) -> 
     else:
         rows = (many // 2) * 2
         shifted = few * x + 0.5 * (np.floor(rows * y) % 2)
-        pattern = 1.0 - np.maximum(_edges(np.cos(_TURN * rows * y) - 0.75, 6.0), _edges(np.cos(_TURN * shifted) - 0.9, 6.0))
+        pattern = 1.0 - np.maximum(
+            _edges(np.cos(_TURN * rows * y) - 0.75, 6.0), _edges(np.cos(_TURN * shifted) - 0.9, 6.0)
+        )
     first, second = _muted_colours(rng)
     mix = np.clip(pattern, 0.0, 1.0).astype(np.float32)[..., None]
     grain = 8.0 * (rng.random((height, width, 1), dtype=np.float32) - 0.5)
@@ -71,8 +74,8 @@ def _grid(height: int, width: int) -> tuple[Array, Array]:
     return x, y
 
 
-def _edges(wave: Array, sharpness: float = 2.5) -> Array:
-    return np.clip(0.5 + sharpness * wave, 0.0, 1.0) * np.ones((1, 1), np.float32)
+def _edges(wave: npt.NDArray[np.floating], sharpness: float = 2.5) -> npt.NDArray[np.floating]:
+    return np.asarray(np.clip(0.5 + sharpness * wave, 0.0, 1.0))
 
 
 def _muted_colours(rng: np.random.Generator) -> tuple[Array, Array]:

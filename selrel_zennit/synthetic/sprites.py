@@ -54,9 +54,9 @@ class Placed:
     """A sprite in one frame: its pixels [S,S,4], their rows and columns before wrapping, and the wrapped index."""
 
     pixels: npt.NDArray[np.uint8]
-    rows: npt.NDArray[np.int_]
-    columns: npt.NDArray[np.int_]
-    index: tuple[npt.NDArray[np.int_], ...]
+    rows: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64]
+    index: tuple[npt.NDArray[np.int64], ...]
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:

@@ -93,8 +93,8 @@ def test_metadata(built: tuple[Path, Path], contents: set[str]) -> None:
 def test_source_archive(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "tests/conftest.py"} <= names
-    assert not [name for name in names if name.startswith((".ci", "out/", ".git/"))]
+    assert {"pyproject.toml", "README.md", "LICENSE", "CITATION.cff", ".ci/run", "tests/conftest.py"} <= names
+    assert not [name for name in names if name.startswith(("out/", "dist/", ".git/", ".venv/", ".mypy_cache/"))]
 
 
 def test_installed_wheel_imports_by_its_own_names_only(built: tuple[Path, Path], tmp_path: Path) -> None:

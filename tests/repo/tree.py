@@ -17,6 +17,7 @@ PACKAGES = {
 }
 
 _BUILT = {"__pycache__", "build", "dist", "out"}
+_HIDDEN = {".ci", ".gitignore", ".pre-commit-config.yaml"}
 
 
 class Import(NamedTuple):
@@ -43,7 +44,7 @@ def project_files(under: Path = ROOT) -> list[Path]:
 
 
 def _is_built(path: Path) -> bool:
-    return any(part in _BUILT or (part.startswith(".") and part != ".ci") for part in path.parts)
+    return any(part in _BUILT or (part.startswith(".") and part not in _HIDDEN) for part in path.parts)
 
 
 def modules(folder: Path, package: str = "") -> dict[str, Path]:
@@ -84,20 +85,20 @@ def _imports(node: ast.AST, package: str, on_load: bool) -> Iterator[Import]:
         if isinstance(name, ast.Constant) and isinstance(name.value, str):
             base = package if name.value.startswith(".") else ""
             yield Import(base + name.value, node.lineno, on_load)
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        for child in node.body:
-            yield from _imports(child, package, on_load=False)
-        for child in node.orelse:
-            yield from _imports(child, package, on_load)
-        return
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-        body = node.body if isinstance(node.body, list) else [node.body]
-        inside = {id(child) for child in body}
-        for child in ast.iter_child_nodes(node):
-            yield from _imports(child, package, on_load and id(child) not in inside)
-        return
+    inert = _not_on_load(node)
     for child in ast.iter_child_nodes(node):
-        yield from _imports(child, package, on_load)
+        yield from _imports(child, package, on_load and not any(child is part for part in inert))
+
+
+def _not_on_load(node: ast.AST) -> list[ast.stmt] | list[ast.expr]:
+    """Return the children of a node that do not run when the module is loaded."""
+    if isinstance(node, ast.Lambda):
+        return [node.body]
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return node.body
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        return node.body
+    return []
 
 
 def _is_import_call(function: ast.expr) -> bool:

@@ -394,3 +394,13 @@ def test_a_real_file_from_disk_to_network(tmp_path: Path) -> None:
     network.load_state_dict(renamed)
     assert name == "mmaction2"
     torch.testing.assert_close(dict(network.state_dict()), expected, rtol=0, atol=0)
+
+
+def test_a_header_that_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    for size in range(1, 400):
+        save_file({"a": torch.ones(2)}, path, metadata={"pad": "x" * size})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert torch.equal(read_weights(path)["a"], torch.ones(2))
