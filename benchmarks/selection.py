@@ -131,6 +131,7 @@ def main() -> None:
         "command": f"python benchmarks/selection.py --repeats {arguments.repeats} "
         f"--explanations {arguments.explanations} --threads {arguments.threads}",
         "machine": machine(),
+        "load_average": {"before": os.getloadavg()[0]},
         "tables": {},
     }
     for allocator in ("default", "keeps freed memory"):
@@ -143,10 +144,12 @@ def main() -> None:
             ],
             "against_dtd": against_dtd(arguments.explanations),
         }
+    result["load_average"]["after"] = os.getloadavg()[0]  # on an idle machine: at most the threads used
     partial = RESULTS.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, RESULTS)
 
+    print("load average before {before:.1f}, after {after:.1f}".format(**result["load_average"]))
     for allocator, table in result["tables"].items():
         print(f"allocator: {allocator}")
         for entry in table["against_conv3d"]:

@@ -46,18 +46,28 @@ SEEDS = {"train": 1001, "validation": 1002, "uncorrelated": 1003, "opposed": 100
 
 @dataclass(frozen=True)
 class Stage:
-    """Some training at one frame size: the convolutions carry over to the next stage, the linear layers do not."""
+    """Some training at one frame size, with or without distractors.
+
+    At the clip's own size all layers learn; at a smaller one the convolutions alone do, under the side head.
+    """
 
     side: int
+    distractor: bool
     clips: int
     first_clip: int
     batch: int
     learning_rate: float
 
+    @property
+    def whole(self) -> bool:
+        """Whether all layers learn."""
+        return self.side == ClipSpec().crop
+
 
 STAGES = (
-    Stage(side=64, clips=32_000, first_clip=0, batch=32, learning_rate=3e-3),
-    Stage(side=112, clips=32_000, first_clip=32_000, batch=16, learning_rate=2e-3),
+    Stage(side=64, distractor=False, clips=8_000, first_clip=0, batch=32, learning_rate=3e-3),
+    Stage(side=64, distractor=True, clips=24_000, first_clip=8_000, batch=32, learning_rate=3e-3),
+    Stage(side=112, distractor=True, clips=24_000, first_clip=32_000, batch=16, learning_rate=2e-3),
 )
 
 
@@ -75,7 +85,7 @@ class Clips(Dataset[tuple[torch.Tensor, int]]):
         spec = self.spec
         if self.vary:  # by block of eight, so that every setting sees every class equally often
             block = index // len(CLASSES)
-            spec = replace(spec, shake=block % 3, distractor=block % 8 != 0)
+            spec = replace(spec, shake=block % 3, distractor=spec.distractor and block % 8 != 0)
         clip = make_clip(spec, self.seed, index)
         return torch.from_numpy(clip.frames), clip.class_index
 
@@ -92,39 +102,49 @@ def to_input(frames: torch.Tensor) -> torch.Tensor:
     return ((frames.float() - torch.tensor(spec.mean)) / SCALE).permute(0, 4, 1, 2, 3)
 
 
-def trainable(spec: ClipSpec) -> nn.Sequential:
-    """Return the demo network with batch norms, each ReLU after its pool: the same function, on fewer voxels."""
-    model = C3D(len(CLASSES), width=WIDTH, hidden=HIDDEN, batch_norm=True, dropout=0.0, spec=spec)
-    model.reset_parameters(seed=0)
-    names = list(model._modules)
-    for first, second in itertools.pairwise(names):
-        if first.startswith("relu") and second.startswith("pool"):
-            at = names.index(first)
-            names[at], names[at + 1] = second, first
-    return nn.Sequential(OrderedDict((name, model.get_submodule(name)) for name in names))
+class Learner(nn.Module):
+    """The demo network with batch norms and a side head, for training.
 
-
-def forward(model: nn.Sequential, clips: torch.Tensor) -> torch.Tensor:
-    """Return the logits, the first four blocks in bfloat16.
-
-    The fifth stays in float32: for its 2 × 7 × 7 voxels the bfloat16 gradient of the weights came out as infinities
-    in one step of ten (torch 2.15, CPU).
+    Each ReLU comes after its pool: the same function, on fewer voxels. The side head is a linear layer on the greatest
+    activation of the last convolution over space. It learns the classes long before the linear layers do, at any frame
+    size, and does not ship.
     """
-    fifth = list(model._modules).index("conv5a")
-    with torch.autocast("cpu", torch.bfloat16):
-        clips = model[:fifth](clips)
-    logits: torch.Tensor = model[fifth:](clips.float())
-    return logits
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = C3D(len(CLASSES), width=WIDTH, hidden=HIDDEN, batch_norm=True, dropout=0.0)
+        network.reset_parameters(seed=0)
+        names = list(network._modules)
+        for first, second in itertools.pairwise(names):
+            if first.startswith("relu") and second.startswith("pool"):
+                at = names.index(first)
+                names[at], names[at + 1] = second, first
+        self.network = nn.Sequential(OrderedDict((name, network.get_submodule(name)) for name in names))
+        self.side_head = nn.Linear(8 * WIDTH * 2, len(CLASSES))
+        # Half precision for the first four blocks alone: for the fifth's few voxels the bfloat16 gradient of the
+        # weights came out infinite in one step of ten (torch 2.15, CPU).
+        self.fifth, self.top = names.index("conv5a"), names.index("pool5")
+
+    def forward(self, clips: torch.Tensor, whole: bool) -> list[torch.Tensor]:
+        """[B,3,T,H,W] → the side head's logits, and with ``whole`` the network's before them."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
+            features = self.network[: self.fifth](clips)
+        features = self.network[self.fifth : self.top](features.float())
+        logits = [self.side_head(features.relu().amax(dim=(3, 4)).flatten(1))]
+        return [self.network[self.top :](features), *logits] if whole else logits
 
 
 @torch.no_grad()
-def folded(model: nn.Sequential) -> C3D:
+def folded(learner: Learner) -> C3D:
     """Return the network that ships: no batch norms, input in units of ClipSpec()."""
+    model = learner.network
     plain = C3D(len(CLASSES), width=WIDTH, hidden=HIDDEN, class_names=CLASSES)
     state = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("bn")}
     for name, norm in model.named_children():
         if isinstance(norm, nn.BatchNorm3d):
             conv = name.replace("bn", "conv")
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
             state[f"{conv}.bias"] = (state[f"{conv}.bias"] - norm.running_mean) * factor + norm.bias
             state[f"{conv}.weight"] *= factor[:, None, None, None, None]
@@ -133,62 +153,55 @@ def folded(model: nn.Sequential) -> C3D:
     return plain.eval()
 
 
-def train(
-    stages: tuple[Stage, ...], threads: int, workers: int, weights: Path
-) -> tuple[C3D, list[dict[str, float]], float]:
+def train(stages: tuple[Stage, ...], workers: int, weights: Path) -> tuple[C3D, list[dict[str, float]], float]:
+    """Run the stages, saving the weights as they get better; return network, log and minutes."""
     began = time.perf_counter()
     history: list[dict[str, float]] = []
-    model: nn.Sequential | None = None
+    learner = Learner().to(memory_format=torch.channels_last_3d)
     best = 0.0
     for stage in stages:
-        spec = ClipSpec(short_side=stage.side, crop=stage.side)
-        fresh = trainable(spec).to(memory_format=torch.channels_last_3d)
-        if model is not None:
-            fresh.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("fc")}, strict=False)
-        model = fresh
-        clips = SyntheticSpec(height=stage.side, width=stage.side)
+        clips = SyntheticSpec(height=stage.side, width=stage.side, distractor=stage.distractor)
         batches = loader(Clips(clips, SEEDS["train"], stage.first_clip, stage.clips, vary=True), stage.batch, workers)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, weight_decay=1e-3)
+        optimizer = torch.optim.AdamW(learner.parameters(), lr=stage.learning_rate, weight_decay=1e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.learning_rate, total_steps=len(batches))
-        every = max(len(batches) // 10, 1)
+        every = max(len(batches) // 8, 1)
         losses: list[float] = []
         hits: list[float] = []
         for step, (frames, labels) in enumerate(batches, start=1):
-            model.train()
-            logits = forward(model, to_input(frames))
-            loss = functional.cross_entropy(logits, labels)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            learner.train()
+            outputs = learner(to_input(frames), stage.whole)
+            loss = sum((functional.cross_entropy(logits, labels) for logits in outputs), torch.zeros(()))
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            losses.append(loss.item())
-            hits.append((logits.argmax(1) == labels).float().mean().item())
+            losses.append(functional.cross_entropy(outputs[0].detach(), labels).item())
+            hits.append((outputs[0].argmax(1) == labels).float().mean().item())
             if step % every == 0 or step == len(batches):
                 row = {
                     "side": stage.side,
                     "clips": step * stage.batch,
                     "loss": round(float(np.mean(losses)), 4),
                     "accuracy": round(float(np.mean(hits)), 4),
-                    "validation": round(validate(model, clips, workers), 4),
+                    "validation": round(validate(learner, stage, clips, workers), 4),
                     "minutes": round((time.perf_counter() - began) / 60, 2),
                 }
                 history.append(row)
                 print(json.dumps(row), flush=True)
                 losses, hits = [], []
-                if stage.side == ClipSpec().crop and row["validation"] >= best:
+                if stage.whole and row["validation"] >= best:
                     best = row["validation"]
-                    save(folded(model), weights)
-    assert model is not None
-    return folded(model), history, (time.perf_counter() - began) / 60
+                    save(folded(learner), weights)
+    return folded(learner), history, (time.perf_counter() - began) / 60
 
 
 @torch.no_grad()
-def validate(model: nn.Sequential, spec: SyntheticSpec, workers: int, count: int = 240) -> float:
-    model.eval()
+def validate(learner: Learner, stage: Stage, spec: SyntheticSpec, workers: int, count: int = 240) -> float:
+    learner.eval()
     correct = 0
-    for frames, labels in loader(Clips(spec, SEEDS["validation"], 0, count, vary=True), 32, workers):
-        correct += int((model(to_input(frames)).argmax(1) == labels).sum())
+    for frames, labels in loader(Clips(spec, SEEDS["validation"], 0, count, vary=True), 16, workers):
+        correct += int((learner(to_input(frames), stage.whole)[0].argmax(1) == labels).sum())
     return correct / count
 
 
@@ -279,7 +292,7 @@ def single_frame(train_clips: int, test_clips: int, workers: int) -> dict[str, A
         labels = labels.repeat_interleave(per_clip)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(frames.flatten(0, 1), index.flatten()).float()
-        functional.cross_entropy(logits, labels).backward()
+        torch.autograd.backward(functional.cross_entropy(logits, labels))
         optimizer.step()
         optimizer.zero_grad()
         hits.append((logits.argmax(1) == labels).float().mean().item())
@@ -313,7 +326,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that make clips")
     parser.add_argument("--share", type=float, default=1.0, help="share of the clips to use, for a trial run")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
@@ -324,7 +337,7 @@ def main() -> None:
     stages = tuple(replace(stage, clips=int(stage.clips * arguments.share)) for stage in STAGES)
     tests, frame_clips, frame_tests = (int(count * arguments.share) for count in (1000, 8000, 4000))
 
-    model, history, minutes = train(stages, arguments.threads, arguments.workers, arguments.weights)
+    model, history, minutes = train(stages, arguments.workers, arguments.weights)
     save(model, arguments.weights)
     shaken = SyntheticSpec(shake=1)
     result = {
@@ -340,7 +353,7 @@ def main() -> None:
         "settings": {
             "stages": [asdict(stage) for stage in stages],
             "clips": "bias 0; blocks of eight with camera shake 0, 1, 2 in turn; one block of eight without distractor",
-            "optimizer": "AdamW, weight decay 1e-3, one cycle, gradient norm at most 1, bfloat16 autocast",
+            "optimizer": "AdamW, weight decay 1e-3, one cycle per stage, gradient norm at most 1, bfloat16 autocast",
             "seeds": SEEDS,
         },
         "minutes": round(minutes, 1),

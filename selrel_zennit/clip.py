@@ -123,6 +123,12 @@ class ClipSpec:
         top, left = (new_height - self.crop) // 2, (new_width - self.crop) // 2
         return np.ascontiguousarray(frame[top : top + self.crop, left : left + self.crop])
 
+    def describe_resize(self) -> str:
+        """Return what happens to a frame's size, in words."""
+        exact = isinstance(self.short_side, tuple)
+        size = f"{self.short_side[0]}×{self.short_side[1]}" if exact else f"a short side of {self.short_side}"  # type: ignore[index]
+        return f"resized to {size}, cropped to {self.crop}×{self.crop} in the centre"
+
     def array(self, frames: Frames, start: int = 0) -> FloatArray:
         """Return the network's input without torch: uint8 [N,H,W,3] RGB → float32 [1,3,T,H,W] in model units."""
         return self.from_pixels(self.pixels(frames, start)[None])

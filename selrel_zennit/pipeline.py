@@ -111,6 +111,8 @@ def explain_video(
         info = probe(source)
         notes += info.notes
         rate = info.fps or rate
+        if (info.height, info.width) != (spec.crop, spec.crop):
+            notes.append(f"{info.width}×{info.height} pixels: {spec.describe_resize()}")
 
     def clips() -> Iterator[tuple[int, int, Frames, float]]:
         return _cut(source, spec, start, all_clips)
@@ -156,9 +158,7 @@ def _cut(
     )
     held: list[Frames] = []
     first = start
-    size: tuple[int, ...] | None = None
     for frame in frames:
-        size = size or frame.shape
         held.append(frame)
         if len(held) == spec.span:
             yield first, spec.span, spec.pixels(np.stack(held)), time.perf_counter() - since

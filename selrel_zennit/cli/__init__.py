@@ -34,7 +34,13 @@ class _Root(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name].target.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            # A device installs with --no-deps; only what it can run is there.
+            raise InputError(
+                f"selrel {cmd_name} needs {error.name}, which is not installed: pip install selrel-zennit"
+            ) from error
         return command
 
     def resolve_command(

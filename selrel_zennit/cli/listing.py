@@ -7,15 +7,10 @@ from typing import Any
 import click
 from zennit.composites import COMPOSITES
 
-from .. import composites as _registered
 from ..attribution import METHODS
 from ..models import MODELS
 from ..selection import PRESETS
 from .options import json_option, write_json
-
-__all__ = ["listing"]
-
-assert _registered  # importing it is what registers this package's composites with Zennit
 
 
 @click.command("list")

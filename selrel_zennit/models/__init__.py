@@ -1,8 +1,6 @@
-"""Networks: one file each, and the registry that knows them."""
+"""Networks: one file each, which registers itself when it is imported, and the registry that knows them."""
 
-from . import c3d as _c3d
+from . import c3d, demo
 from .registry import MODELS, ModelEntry, load_model, register_model
 
-__all__ = ["MODELS", "ModelEntry", "load_model", "register_model"]
-
-assert _c3d  # importing a network's file is what registers it
+__all__ = ["MODELS", "ModelEntry", "c3d", "demo", "load_model", "register_model"]

@@ -76,6 +76,7 @@ assert palette("coldnhot").dtype == np.uint8
 from selrel_zennit.cli import main
 
 assert main(["--help"]) == 0
+assert main(["explain", "clip.mp4"]) == 2
 try:
     sr.load_model("demo")
 except ModuleNotFoundError as error:
@@ -98,6 +99,9 @@ def test_device_path_needs_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "explain" in done.stdout
     assert "left out: torch" in done.stdout
+    # One line, not a traceback, for a command that a device cannot run.
+    assert done.stderr.startswith("selrel: error: selrel explain needs ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_heavy_import_is_found(tmp_path: Path) -> None:
