@@ -31,6 +31,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from selrel_zennit import ClipSpec
+from selrel_zennit.files import sha256_file
 from selrel_zennit.models.c3d import C3D
 from selrel_zennit.models.demo import HIDDEN, WIDTH
 from selrel_zennit.synthetic import CLASSES, GENERATOR_VERSION, SyntheticSpec, frozen, make_clip
@@ -342,6 +343,7 @@ def main() -> None:
     shaken = SyntheticSpec(shake=1)
     result = {
         "what": "training of the embedded demo model (selrel_zennit/models/demo.safetensors)",
+        "weights_sha256": sha256_file(arguments.weights),
         "generator_version": GENERATOR_VERSION,
         "model": {
             "name": "C3D",

@@ -70,8 +70,9 @@ def test_version_1_is_pinned() -> None:
     """A change here needs a new GENERATOR_VERSION. Frames may differ by a grey level with OpenCV's rounding."""
     clip = make_clip(SyntheticSpec(bias=0.5, shake=1), 7, 21)
     assert GENERATOR_VERSION == 1
-    assert (clip.class_name, clip.scene_name) == ('down', 'fence')
-    np.testing.assert_allclose(clip.causal_states[-1], [0.6948789624175, 1.0883178851524, 0.1689311422728, 0.3389938478741], rtol=0, atol=1e-12)
+    assert (clip.class_name, clip.scene_name) == ("down", "fence")
+    states = [0.694878962418, 1.088317885152, 0.168931142273, 0.338993847874]
+    np.testing.assert_allclose(clip.causal_states[-1], states, rtol=0, atol=1e-11)
     np.testing.assert_array_equal(clip.camera[:4], [[-1, -1], [0, -1], [-1, -1], [-1, 0]])
     assert clip.frames.mean() == pytest.approx(153.56, abs=0.2)
 
@@ -91,7 +92,7 @@ def test_classes_differ_in_the_causal_motion_alone() -> None:
         np.testing.assert_array_equal(clip.camera, clips[0].camera)
         assert clip.scene_index == clips[0].scene_index
         changed = (clip.frames != clips[0].frames).any(axis=-1)
-        sprites = grown(clip.causal_mask | clips[0].causal_mask)
+        sprites = grown(clip.causal_mask | clips[0].causal_mask, 2)
         assert changed[1:].any()
         assert not (changed & ~sprites).any()
 
@@ -112,7 +113,9 @@ def test_masks_share_out_every_pixel_and_the_distractor_is_where_it_changes_the_
         np.testing.assert_array_equal(clip.causal_mask, alone.causal_mask)
         assert not alone.distractor_mask.any()
         changed = (clip.frames != alone.frames).any(axis=-1)
-        assert not (changed & ~grown(clip.distractor_mask)).any()
+        # Pixels at a sprite's edge are mixed: those of the causal sprite show a little of what it hides.
+        edge = grown(clip.causal_mask) & grown(~clip.causal_mask)
+        assert not (changed & ~edge & ~grown(clip.distractor_mask, 2)).any()
         assert changed[clip.distractor_mask].mean() > 0.98
 
 
@@ -121,7 +124,12 @@ def sampled(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
     height, width = frame.shape[:2]
     corner = np.floor(points).astype(int)
     part = (points - corner)[:, :, None]
-    x0, y0, x1, y1 = corner[:, 0] % width, corner[:, 1] % height, (corner[:, 0] + 1) % width, (corner[:, 1] + 1) % height
+    x0, y0, x1, y1 = (
+        corner[:, 0] % width,
+        corner[:, 1] % height,
+        (corner[:, 0] + 1) % width,
+        (corner[:, 1] + 1) % height,
+    )
     values = frame.astype(float)
     top = values[y0, x0] * (1 - part[:, 0]) + values[y0, x1] * part[:, 0]
     bottom = values[y1, x0] * (1 - part[:, 0]) + values[y1, x1] * part[:, 0]
@@ -162,12 +170,13 @@ def test_flow_of_the_scene_is_the_camera_and_exact() -> None:
     assert not still.flow[still.scene_mask[:-1]].any()
     moving = make_clip(MOVING_CAMERA, 4, 0)
     assert moving.camera.any()
+    scene = ~grown(~moving.scene_mask, 2)
     for t in range(MOVING_CAMERA.frames - 1):
-        y, x = np.nonzero(~grown(~moving.scene_mask, 1)[t])
+        y, x = np.nonzero(scene[t])
         step = moving.flow[t][y, x]
         assert (step == step[0]).all()
         y1, x1 = (y + step[:, 1].astype(int)) % 112, (x + step[:, 0].astype(int)) % 112
-        kept = ~grown(~moving.scene_mask, 1)[t + 1][y1, x1]
+        kept = scene[t + 1][y1, x1]
         np.testing.assert_array_equal(moving.frames[t + 1][y1, x1][kept], moving.frames[t][y, x][kept])
 
 
@@ -183,7 +192,8 @@ def causal_motion(clip: SyntheticClip) -> np.ndarray:
         flow = clip.flow[t][clip.causal_mask[t]]
         design = np.stack([np.ones_like(x), x, y], axis=1)
         (u0, v0), (ux, vx), (uy, vy) = np.linalg.lstsq(design, flow, rcond=None)[0]
-        found.append((u0, v0, (vx - uy) / 2, (ux + vy) / 2))
+        along, across = 2 + ux + vy, vx - uy  # a point goes to stretch · rotation · itself
+        found.append((u0, v0, np.arctan2(across, along), np.hypot(across, along) / 2 - 1))
     return np.mean(found, axis=0)
 
 
@@ -230,7 +240,7 @@ def test_speed_does_not_give_the_class_away() -> None:
 
 @pytest.mark.parametrize("bias", [0.0, 0.25, 0.5, 0.75, 1.0])
 def test_bias_dial(bias: float) -> None:
-    count = 600
+    count = 320
     clips = list(dataset(replace(SMALL, bias=bias), 6, count))
     own = np.mean([clip.class_index == clip.scene_index for clip in clips])
     expected = bias + (1 - bias) / len(SCENES)
@@ -238,7 +248,7 @@ def test_bias_dial(bias: float) -> None:
 
 
 def test_opposed_scenes_are_always_another_class_and_any_other() -> None:
-    pairs = {(clip.class_index, clip.scene_index) for clip in dataset(replace(SMALL, opposed=True), 6, 800)}
+    pairs = {(clip.class_index, clip.scene_index) for clip in dataset(replace(SMALL, opposed=True), 6, 560)}
     assert pairs == {(label, scene) for label in range(8) for scene in range(8) if label != scene}
 
 

@@ -1,10 +1,11 @@
+"""Weight files: what is read, what is refused, what fits."""
+
 from __future__ import annotations
 
 import io
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,91 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from c3d_files import BLOCKS, CLASSIFIER, FEATURES, MMACTION2, OWN, State, error_of, full, tiny
 from selrel_zennit.clip import ClipSpec
-from selrel_zennit.errors import InputError
 from selrel_zennit.models.c3d import C3D
-from selrel_zennit.models.c3d_layouts import LAYOUTS, VARIANTS, recognise
+from selrel_zennit.models.c3d_layouts import recognise
 from selrel_zennit.models.weights import check_state, read_weights
-
-State = dict[str, torch.Tensor]
-
-# Shapes of C3D by hand, from Tran et al. 2015: (module, shape of its weight).
-C3D_SHAPES = {
-    "conv1": (64, 3, 3, 3, 3),
-    "conv2": (128, 64, 3, 3, 3),
-    "conv3a": (256, 128, 3, 3, 3),
-    "conv3b": (256, 256, 3, 3, 3),
-    "conv4a": (512, 256, 3, 3, 3),
-    "conv4b": (512, 512, 3, 3, 3),
-    "conv5a": (512, 512, 3, 3, 3),
-    "conv5b": (512, 512, 3, 3, 3),
-    "fc6": (4096, 8192),
-    "fc7": (4096, 4096),
-    "fc8": (101, 4096),
-}
-OWN = list(C3D_SHAPES)
-
-# The modules of the public files, in the network's order, written out.
-FEATURES = [
-    "features.0",
-    "features.3",
-    "features.6",
-    "features.8",
-    "features.11",
-    "features.13",
-    "features.16",
-    "features.18",
-]
-CLASSIFIER = ["classifier.0", "classifier.3", "classifier.6"]
-MMACTION2 = [f"backbone.conv{name}.conv" for name in ["1a", "2a", "3a", "3b", "4a", "4b", "5a", "5b"]] + [
-    "backbone.fc6",
-    "backbone.fc7",
-    "cls_head.fc_cls",
-]
-BLOCKS = [
-    "layer1.0",
-    "layer2.0",
-    "layer3.0",
-    "layer3.2",
-    "layer4.0",
-    "layer4.2",
-    "layer5.0",
-    "layer5.2",
-    "fc6",
-    "fc7",
-    "fc8",
-]
-
-
-def tiny(modules: list[str], classes: int = 101) -> State:
-    """A state dict with these modules and small tensors, each with a value of its own: 1, 2, 3…"""
-    state: State = {}
-    for number, module in enumerate(modules, start=1):
-        rows = classes if number == len(OWN) else 2
-        state[f"{module}.weight"] = torch.full((rows, 3), float(number))
-        state[f"{module}.bias"] = torch.full((rows,), -float(number))
-    return state
-
-
-def full(classes: int = 101, device: str = "cpu") -> State:
-    """A state dict of C3D's real shapes that takes no memory: one number, expanded, or none at all on ``meta``."""
-    state: State = {}
-    for module, shape in C3D_SHAPES.items():
-        shape = (classes, *shape[1:]) if module == "fc8" else shape
-        state[f"{module}.weight"] = torch.zeros((), device=device).expand(shape)
-        state[f"{module}.bias"] = torch.zeros((), device=device).expand(shape[:1])
-    return state
-
-
-def error_of(call: Callable[[], Any], *parts: str) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
-    return message
-
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
@@ -298,102 +219,6 @@ def test_a_class_layer_for_other_features_is_no_matter_of_classes() -> None:
     state["fc8.weight"] = torch.zeros(101, 2048)
     message = error_of(lambda: check_state(state, full(device="meta"), "f.pt", 101), "fc8.weight (101, 2048)")
     assert "--num-classes" not in message
-
-
-# --- layouts -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("modules", "classes", "name"),
-    [
-        (OWN, 101, "c3d"),
-        (OWN, 487, "c3d-sports1m"),
-        (FEATURES + CLASSIFIER, 487, "sequential"),
-        (FEATURES + CLASSIFIER, 101, "sequential"),
-        (MMACTION2, 101, "mmaction2"),
-        (BLOCKS, 101, "hiley-blocks"),
-    ],
-)
-def test_public_layouts_become_ours(modules: list[str], classes: int, name: str) -> None:
-    found, state, spec = recognise(tiny(modules, classes))
-    assert found == name
-    assert spec == next(layout.spec for layout in LAYOUTS if layout.name == name)
-    torch.testing.assert_close(state, tiny(OWN, classes), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("modules", "name"),
-    [
-        (OWN[:10], "c3d"),
-        (FEATURES + CLASSIFIER[:2], "sequential"),
-        (MMACTION2[:10], "mmaction2"),
-        ([module.removeprefix("backbone.") for module in MMACTION2[:10]], "mmaction2"),
-    ],
-)
-def test_backbones_are_recognised_and_then_refused(modules: list[str], name: str) -> None:
-    found, state, _ = recognise(tiny(modules))
-    assert found == name
-    assert list(state) == list(tiny(OWN[:10]))
-    error_of(lambda: check_state(state, tiny(OWN), "f.pt", 101), "no class layer (fc8)")
-
-
-def test_a_file_that_holds_each_layer_twice() -> None:
-    state = {**tiny(OWN), **tiny(FEATURES + CLASSIFIER)}
-    name, converted, _ = recognise(state)
-    assert name == "hiley-vgg"
-    torch.testing.assert_close(converted, tiny(OWN), rtol=0, atol=0)
-    state["features.8.bias"] = state["features.8.bias"] + 1
-    error_of(lambda: recognise(state), "conv3b.bias", "features.8.bias")
-
-
-def test_one_missing_and_one_extra_key_are_left_for_the_check() -> None:
-    state = tiny(OWN)
-    del state["conv5b.bias"]
-    state["bn1.running_mean"] = torch.ones(1)
-    name, converted, _ = recognise(state)
-    assert name == "c3d"
-    message = error_of(lambda: check_state(converted, tiny(OWN), "f.pt", 101))
-    assert "missing: conv5b.bias" in message
-    assert "bn1.running_mean" in message
-
-
-def test_an_unknown_layout_lists_the_known_ones() -> None:
-    state = {f"stem.{number}.weight": torch.ones(1) for number in range(30)}
-    message = error_of(lambda: recognise(state), "stem.0.weight", "c3d", "sequential", "mmaction2", "hiley-blocks")
-    assert "stem.3" not in message
-
-
-def test_the_specs_are_those_of_the_sources() -> None:
-    specs = {layout.name: layout.spec for layout in LAYOUTS}
-    assert specs["c3d"] == specs["hiley-blocks"] == specs["hiley-vgg"] == ClipSpec()
-    sports = specs["c3d-sports1m"]
-    assert (sports.channel_order, sports.short_side, sports.mean) == ("BGR", (128, 171), (90.25, 97.66, 101.41))
-    mmaction2 = specs["mmaction2"]
-    assert (mmaction2.channel_order, mmaction2.short_side, mmaction2.mean) == ("RGB", 128, (104.0, 117.0, 128.0))
-    assert (specs["sequential"].channel_order, specs["sequential"].mean) == ("BGR", (90.0, 98.0, 102.0))
-    assert VARIANTS["jfzhang95"].stride == 4
-    assert all(spec.shape == (3, 16, 112, 112) for spec in [*specs.values(), *VARIANTS.values()])
-
-
-def test_a_real_file_from_disk_to_network(tmp_path: Path) -> None:
-    """Narrow layers in the public layout of half precision: read, renamed, checked, loaded."""
-    modules: list[nn.Module] = [nn.Conv3d(3, 4, 3), *(nn.Conv3d(4, 4, 3) for _ in range(7))]
-    modules += [nn.Linear(16, 8), nn.Linear(8, 8), nn.Linear(8, 5)]
-    network = nn.Sequential()
-    state: State = {}
-    for own, theirs, module in zip(OWN, MMACTION2, modules, strict=True):
-        network.add_module(own, module)
-        state |= {f"module.{theirs}.{key}": value.half() for key, value in module.state_dict().items()}
-    expected = {key: value.half().float() for key, value in network.state_dict().items()}
-    torch.save({"meta": {"epoch": 45}, "state_dict": state}, tmp_path / "c3d.pth")
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-    name, renamed, _ = recognise(read_weights(tmp_path / "c3d.pth"))
-    check_state(renamed, network.state_dict(), "c3d.pth", 5)
-    network.load_state_dict(renamed)
-    assert name == "mmaction2"
-    torch.testing.assert_close(dict(network.state_dict()), expected, rtol=0, atol=0)
 
 
 def test_a_header_that_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
