@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -13,13 +14,17 @@ from . import reference
 
 _TORCH_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUMPY_DTYPES = (np.float16, np.float32, np.float64)
+_WITH_THRESHOLDS = (None, "absolute", "signed", "replicate", "none")
+
+DEFAULT_N_SIGMA = 4.0
 
 
 @overload
 def select_motion(
     relevance: torch.Tensor,
-    n_sigma: float = ...,
+    n_sigma: float | None = ...,
     *,
+    thresholds: Sequence[float] | npt.NDArray[Any] | torch.Tensor | None = ...,
     sign: str = ...,
     sigma: str = ...,
     border: str = ...,
@@ -28,8 +33,9 @@ def select_motion(
 @overload
 def select_motion(
     relevance: npt.NDArray[Any],
-    n_sigma: float = ...,
+    n_sigma: float | None = ...,
     *,
+    thresholds: Sequence[float] | npt.NDArray[Any] | torch.Tensor | None = ...,
     sign: str = ...,
     sigma: str = ...,
     border: str = ...,
@@ -37,8 +43,9 @@ def select_motion(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]: ...
 def select_motion(
     relevance: torch.Tensor | npt.NDArray[Any],
-    n_sigma: float = 4.0,
+    n_sigma: float | None = None,
     *,
+    thresholds: Sequence[float] | npt.NDArray[Any] | torch.Tensor | None = None,
     sign: str = "absolute",
     sigma: str = "signed",
     border: str = "replicate",
@@ -48,8 +55,12 @@ def select_motion(
 
     relevance  float [B,C,T,H,W], or [B,T,H,W] with the channels summed already; torch (any device) or NumPy.
                float16, bfloat16 and float32 are computed in float32, float64 in float64.
-    n_sigma    the threshold, in standard deviations σ of the gradient over time G of each clip. G is a Sobel filter,
-               R[t+1] − R[t−1] smoothed over H and W, of the channel sum (``reference.motion_gradient``).
+    n_sigma    the threshold, in standard deviations σ of the gradient over time G of each clip; 4 where neither it nor
+               ``thresholds`` is given. G is a Sobel filter, R[t+1] − R[t−1] smoothed over H and W, of the channel sum
+               (``reference.motion_gradient``).
+    thresholds in place of n_sigma, one number per time step, [T]: keep where |G_t| > thresholds[t]·Σ|R|, the sum over
+               the clip. Thresholds that were calibrated on clips without motion have a false-positive rate, which n·σ
+               has not. They hold for the other settings as they are by default, so none may be given with them.
     sign       keep where |G| > n·σ ("absolute"), G > n·σ ("rising") or −G > n·σ ("falling").
     sigma      σ is the unbiased standard deviation, over T, H and W of a clip, of G ("signed") or |G| ("absolute").
     border     outside the map, on T, H and W, lies a copy of the nearest voxel ("replicate") or zero ("zero").
@@ -61,13 +72,21 @@ def select_motion(
     relevance is differentiable in the relevance, with the mask held fixed.
 
     Raises TypeError for anything but a float tensor or array; ValueError for another shape, fewer than two time steps,
-    an unknown setting, and, on the CPU, a map that holds NaN or infinity. On other devices that check would have to
-    wait for the device: there, a clip with NaN or infinity keeps nothing. Source: Hiley et al. 2020, §3.
+    an unknown setting, thresholds that are not T numbers of 0 or more or come with other settings, and, on the CPU, a
+    map that holds NaN or infinity. On other devices that check would have to wait for the device: there, a clip with
+    NaN or infinity keeps nothing. Source: Hiley et al. 2020, §3.
     """
+    if thresholds is not None and (n_sigma, sign, sigma, border, normalise) != _WITH_THRESHOLDS:
+        raise ValueError("thresholds hold for the default settings: give no n_sigma, sign, sigma, border or normalise")
+    n_sigma = DEFAULT_N_SIGMA if n_sigma is None else n_sigma
     check_settings(n_sigma, sign=sign, sigma=sigma, border=border, normalise=normalise)
     tensor = _as_tensor(relevance)
-    gradient = reference.motion_gradient(tensor.detach(), border, normalise)
-    threshold = reference.sigma_threshold(gradient, float(n_sigma), sigma)
+    summed = reference.channel_sum(tensor.detach())
+    gradient = reference.motion_gradient(summed, border, normalise)
+    if thresholds is None:
+        threshold = reference.sigma_threshold(gradient, float(n_sigma), sigma)
+    else:
+        threshold = reference.mass_threshold(summed, check_thresholds(thresholds, tensor.shape[-3]))
     if threshold.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_finite(threshold)
     mask = reference.exceeds(gradient, threshold, sign)
@@ -91,6 +110,22 @@ def check_settings(n_sigma: Any, *, sign: str, sigma: str, border: str, normalis
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_thresholds(thresholds: Any, steps: int) -> tuple[float, ...]:
+    """Return ``thresholds`` as floats. Raises TypeError or ValueError unless they are ``steps`` numbers of 0 or more."""
+    if isinstance(thresholds, torch.Tensor | np.ndarray):
+        thresholds = thresholds.tolist()
+    numbers = (int, float, np.integer, np.floating)
+    if not isinstance(thresholds, Sequence) or not all(isinstance(value, numbers) for value in thresholds):
+        raise TypeError(f"thresholds must be numbers, one per time step, got {thresholds!r:.80}")
+    if len(thresholds) != steps:
+        raise ValueError(f"thresholds must be one per time step, {steps}, got {len(thresholds)}")
+    values = tuple(float(value) for value in thresholds)
+    for value in values:
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"thresholds must be finite and 0 or more, got {value}")
+    return values
 
 
 def _as_tensor(relevance: Any) -> torch.Tensor:
@@ -117,10 +152,10 @@ def _as_tensor(relevance: Any) -> torch.Tensor:
 
 
 def _check_finite(threshold: torch.Tensor) -> None:
-    # One bad voxel makes its clip's σ bad, so B numbers answer for the whole map: no further pass over it.
+    # One bad voxel makes its clip's threshold bad, so few numbers answer for the whole map: no further pass over it.
     if math.isfinite(threshold.amax().item()):
         return
-    clips = [index for index, value in enumerate(threshold.flatten().tolist()) if not math.isfinite(value)]
+    clips = [index for index, value in enumerate(threshold.flatten(1).amax(1).tolist()) if not math.isfinite(value)]
     raise ValueError(
         f"relevance of clip {', '.join(map(str, clips))} holds NaN, infinity or values too large for its arithmetic: "
         "look for a division by zero in the explanation, or scale the map"

@@ -1,13 +1,15 @@
 """What motion selection means, in torch: the definition, and the path of every device without its own kernel.
 
-Three steps, each a function: gradient (``motion_gradient``) → threshold (``sigma_threshold``) → what to keep
-(``exceeds``, ``keep``). Nothing here looks at values in Python, so that all of it can be traced; input is checked in
-``ops``. Source: Hiley et al. 2020 (arXiv 2003.14285), §3, and the authors' code for the settings that differ from it.
+Three steps, each a function: gradient (``motion_gradient``) → threshold (``sigma_threshold``, or ``mass_threshold`` for
+thresholds that were calibrated) → what to keep (``exceeds``, ``keep``). Nothing here looks at values in Python, so that
+all of it can be traced; input is checked in ``ops``. Source: Hiley et al. 2020 (arXiv 2003.14285), §3, and the authors'
+code for the settings that differ from it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,12 @@ NORMALISATIONS = ("none", "author-2020")
 _CLIP = (1, 2, 3)
 
 
+def channel_sum(relevance: torch.Tensor) -> torch.Tensor:
+    """[B,C,T,H,W], or [B,T,H,W] as it is → [B,T,H,W], float64 for a float64 map, float32 for every other."""
+    dtype = torch.float64 if relevance.dtype == torch.float64 else torch.float32
+    return relevance.sum(1, dtype=dtype) if relevance.ndim == 5 else relevance.to(dtype)
+
+
 def motion_gradient(relevance: torch.Tensor, border: str = "replicate", normalise: str = "none") -> torch.Tensor:
     """Sobel over time of a relevance map: [B,C,T,H,W] or [B,T,H,W] → G [B,T,H,W], channels summed first.
 
@@ -28,8 +36,7 @@ def motion_gradient(relevance: torch.Tensor, border: str = "replicate", normalis
     (the weights' magnitudes sum to 32), or none with ``normalise="author-2020"``. float64 for a float64 map, float32
     for every other.
     """
-    dtype = torch.float64 if relevance.dtype == torch.float64 else torch.float32
-    summed = relevance.sum(1, dtype=dtype) if relevance.ndim == 5 else relevance.to(dtype)
+    summed = channel_sum(relevance)
     if normalise == "author-2020":
         summed = _author_2020_range(summed)
     mode = "replicate" if border == "replicate" else "constant"
@@ -51,6 +58,15 @@ def sigma_threshold(gradient: torch.Tensor, n_sigma: float, sigma: str = "signed
     squares.sub_(squares.mean(_CLIP, keepdim=True)).square_()
     variance = squares.sum(_CLIP, keepdim=True) / (math.prod(gradient.shape[1:]) - 1)
     return n_sigma * (peak * variance.sqrt())
+
+
+def mass_threshold(summed: torch.Tensor, thresholds: Sequence[float] | torch.Tensor) -> torch.Tensor:
+    """q_t·Σ|R| of each clip: R [B,T,H,W] and q [T] → [B,T,1,1], in R's unit.
+
+    |G| above it is |G| above q_t where R is first divided by Σ|R|; a map of zeros is not divided by zero this way.
+    """
+    mass = summed.abs().sum(_CLIP, keepdim=True)
+    return mass * torch.as_tensor(thresholds, dtype=summed.dtype, device=summed.device)[:, None, None]
 
 
 def exceeds(gradient: torch.Tensor, threshold: torch.Tensor, sign: str = "absolute") -> torch.Tensor:
@@ -82,6 +98,15 @@ def select_motion(
     """``selrel_kernels.select_motion`` for tensors, without its checks: what to trace."""
     gradient = motion_gradient(relevance.detach(), border, normalise)
     mask = exceeds(gradient, sigma_threshold(gradient, n_sigma, sigma), sign)
+    return keep(relevance, mask), mask
+
+
+def select_calibrated(
+    relevance: torch.Tensor, thresholds: Sequence[float] | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``selrel_kernels.select_motion(relevance, thresholds=…)`` for tensors, without its checks: what to trace."""
+    summed = channel_sum(relevance.detach())
+    mask = exceeds(motion_gradient(summed), mass_threshold(summed, thresholds))
     return keep(relevance, mask), mask
 
 

@@ -26,16 +26,17 @@ def model() -> nn.Module:
     return sr.load_model("demo")
 
 
-def predictions(model: nn.Module, frames: np.ndarray) -> list[int]:
-    """Classes of clips uint8 [B,T,H,W,3]."""
+def predictions(model: nn.Module, clips: list[np.ndarray]) -> np.ndarray:
+    """Classes of clips uint8 [T,H,W,3], eight at a time: on one thread a batch of one is ten times slower."""
+    batches = [np.stack(clips[first : first + 8]) for first in range(0, len(clips), 8)]
     with torch.no_grad():
-        return model(torch.from_numpy(model.spec.from_pixels(frames))).argmax(1).tolist()
+        return np.concatenate([model(torch.from_numpy(model.spec.from_pixels(batch))).argmax(1) for batch in batches])
 
 
 @pytest.mark.parametrize("opposed", [False, True], ids=["uncorrelated", "opposed"])
 def test_it_names_the_motion_of_fresh_clips(model: nn.Module, opposed: bool) -> None:
     clips = list(dataset(SyntheticSpec(shake=1, opposed=opposed), 77, 80))
-    found = np.array([predictions(model, clip.frames[None])[0] for clip in clips])
+    found = predictions(model, [clip.frames for clip in clips])
     labels = np.array([clip.class_index for clip in clips])
     assert (found == labels).mean() >= 0.95
 
@@ -43,9 +44,9 @@ def test_it_names_the_motion_of_fresh_clips(model: nn.Module, opposed: bool) -> 
 def test_it_sees_motion_and_nothing_else(model: nn.Module) -> None:
     clips = list(dataset(SyntheticSpec(), 78, 40))
     labels = np.array([clip.class_index for clip in clips])
-    still = np.array([predictions(model, frozen(clip.frames)[None])[0] for clip in clips])
+    still = predictions(model, [frozen(clip.frames) for clip in clips])
     assert (still == labels).mean() <= 0.3
-    backwards = np.array([predictions(model, clip.frames[None, ::-1])[0] for clip in clips])
+    backwards = predictions(model, [clip.frames[::-1] for clip in clips])
     assert (backwards == [opposite(label) for label in labels]).mean() >= 0.9
 
 
