@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from .attribution import build_method as build_method
     from .attribution import one_hot as one_hot
     from .attribution import register_method as register_method
+    from .calibration import Calibration as Calibration
+    from .calibration import calibrate as calibrate
     from .clip import ClipSpec as ClipSpec
     from .errors import InputError as InputError
     from .explanation import Explanation as Explanation
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from .models import load_model as load_model
     from .models import register_model as register_model
     from .pipeline import explain as explain
+    from .selection import CalibratedSelection as CalibratedSelection
     from .selection import MotionSelection as MotionSelection
     from .selection import Selective as Selective
     from .video import iter_frames as iter_frames
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "CalibratedSelection": "selection",
+    "Calibration": "calibration",
     "ClipSpec": "clip",
     "Explanation": "explanation",
     "InputError": "errors",
@@ -32,6 +37,7 @@ _NAMES = {
     "MotionSelection": "selection",
     "Selective": "selection",
     "build_method": "attribution",
+    "calibrate": "calibration",
     "explain": "pipeline",
     "iter_frames": "video",
     "load_model": "models",

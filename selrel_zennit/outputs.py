@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import render
-from .explanation import Explanation
+from .explanation import Explanation, MotionShare
 from .report import report_html
 from .video import write_mp4, write_png
 
@@ -26,12 +27,13 @@ _SINGLE_CLIP_RATE = 8.0
 class ClipExplanations:
     """The clips of one video, explained: the batch axis of ``explanation`` runs over clips.
 
-    pixels      uint8 [B,T,H,W,3]  what the network saw
-    starts      [B]                first frame of each clip in the video
-    seconds     [B]                per clip: read, forward_backward, select
-    frame_rate  clip frames per second of video
-    notes       what was done to the input: loop padding, dropped alpha, …
-    info        what the attributor is (``attributor.info``)
+    pixels        uint8 [B,T,H,W,3]  what the network saw
+    starts        [B]                first frame of each clip in the video
+    seconds       [B]                per clip: read, forward_backward, select, frozen
+    frame_rate    clip frames per second of video
+    notes         what was done to the input: loop padding, dropped alpha, …
+    info          what the attributor is (``attributor.info``)
+    frozen_share  the motion share of each clip frozen to its middle frame, where nothing moves; None: not computed
 
     Raises ValueError when the numbers of clips differ.
     """
@@ -43,6 +45,7 @@ class ClipExplanations:
     frame_rate: float
     notes: list[str]
     info: dict[str, Any]
+    frozen_share: MotionShare | None = None
 
     def __post_init__(self) -> None:
         expected = (*self.explanation.relevance.shape, 3)
@@ -52,6 +55,8 @@ class ClipExplanations:
             raise ValueError(
                 f"{len(self.starts)} starts and {len(self.seconds)} timings for {len(self.explanation)} clips"
             )
+        if self.frozen_share is not None and len(self.frozen_share.mass) != len(self.explanation):
+            raise ValueError(f"{len(self.frozen_share.mass)} frozen shares for {len(self.explanation)} clips")
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def write_outputs(
     """Write the five files into ``folder``, which exists, and return the summary.
 
     ``settings`` are the summary's entries that say how the explanation was made: video, model, weights, method, preset,
-    n_sigma, runner, device. For all or nothing, pass the folder of ``files.staged_folder``.
+    n_sigma (None where the preset is calibrated: then alpha), runner, device. For all or nothing, pass the folder of
+    ``files.staged_folder``.
     """
     style = style or Style()
     summary = summarise(clips, settings=settings, class_names=class_names, warnings=warnings)
@@ -116,7 +122,7 @@ def summarise(
     probabilities = np.exp(mean_logits - mean_logits.max())
     probabilities /= probabilities.sum()
     order = np.argsort(-probabilities, kind="stable")[:5]
-    share = explanation.motion_share()
+    share, still = explanation.motion_share(), clips.frozen_share
 
     def name(index: int) -> str:
         return class_names[index] if class_names else f"class {index}"
@@ -132,6 +138,8 @@ def summarise(
                 "start": start,
                 "motion_area": _number(share.area[i]),
                 "motion_mass": _number(share.mass[i]),
+                "frozen_area": None if still is None else _number(still.area[i]),
+                "frozen_mass": None if still is None else _number(still.mass[i]),
                 "relevance_sum": float(explanation.relevance[i].sum(dtype=np.float64)),
                 "seconds": dict(seconds),
             }
@@ -146,15 +154,23 @@ def summarise(
 
 def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any], style: Style) -> Any:
     explanation, entry = clips.explanation, summary["clips"][index]
-    place = f"from frame {entry['start']}"
+    calibrated = summary["preset"] == "calibrated"
+    level = f"α {summary['alpha']:g}" if calibrated else f"{summary['n_sigma']:g}σ"
+    words = (summary["method"], summary["model"], f"{summary['preset']} {level}", f"from frame {entry['start']}")
+
+    def share(kind: str) -> tuple[float, float]:
+        area, mass = entry[f"{kind}_area"], entry[f"{kind}_mass"]
+        return (math.nan if area is None else area, math.nan if mass is None else mass)
+
     return draw(
         clips.pixels[index],
         explanation.relevance[index],
         explanation.motion_relevance[index],
-        title=" · ".join((summary["method"], summary["model"], f"{summary['preset']} {summary['n_sigma']:g}σ", place)),
+        title=" · ".join(words),
         top5=[(name, probability) for name, probability in summary["top5"]],
         target_name=summary["target_name"],
-        motion_share=(entry["motion_area"], entry["motion_mass"]),
+        motion_share=share("motion"),
+        frozen_share=None if clips.frozen_share is None else share("frozen"),
         cmap=style.cmap,
         level=style.level,
         relevance_norm=style.relevance_norm,

@@ -17,9 +17,9 @@ from .attribution import build_method, one_hot, resolve_target
 from .attribution.target import Target
 from .clip import ClipSpec, Frames
 from .errors import InputError
-from .explanation import Explanation
+from .explanation import Explanation, MotionShare
 from .outputs import ClipExplanations
-from .selection import MotionSelection, Selective
+from .selection import CalibratedSelection, MotionSelection, Selection, Selective
 from .video import iter_frames, probe
 
 Seconds = dict[str, float]
@@ -31,7 +31,7 @@ def explain(
     method: str | Attributor = "dtd",
     target: Target = "top1",
     *,
-    selection: MotionSelection | None = None,
+    selection: Selection | None = None,
     seconds: Seconds | None = None,
     **options: Any,
 ) -> Explanation:
@@ -39,21 +39,37 @@ def explain(
 
     ``clip`` is [B,3,T,H,W] in model units (``model.spec.clip(frames)``). ``method`` is a name of ``METHODS``, built
     with ``options``, or an attributor of ``model``. ``target`` is "top1", an index, a class name, or one index per
-    clip; the initial relevance is 1 for it. ``selection`` is n·σ with the default settings where it is not given.
+    clip; the initial relevance is 1 for it. ``selection`` is n·σ with the default settings where it is not given, or
+    one of a ``Calibration`` of this model and method.
     ``seconds``, a dict, is filled with the time of ``forward_backward`` and ``select``.
 
-    Raises InputError for a clip or target that does not fit the model, an unknown method, and a network whose logits
-    or relevance are not finite.
+    Raises InputError for a clip or target that does not fit the model, an unknown method, a selection calibrated for
+    another model or method, and a network whose logits or relevance are not finite.
     """
+    attributor = _attributor(method, model, options)
+    selection = _fitting(selection, attributor)
+    return _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds)
+
+
+def _attributor(method: str | Attributor, model: nn.Module, options: dict[str, Any]) -> Attributor:
     if isinstance(method, Selective):
         raise InputError("pass the inner attributor and selection=…: explain selects by itself")
     if isinstance(method, Attributor) and options:
         raise InputError(f"options ({', '.join(sorted(options))}) go with a method's name, not with a built attributor")
-    attributor = method if isinstance(method, Attributor) else build_method(method, model, **options)
-    selection = selection or MotionSelection()
+    return method if isinstance(method, Attributor) else build_method(method, model, **options)
+
+
+def _fitting(selection: Selection | None, attributor: Attributor) -> Selection:
+    if isinstance(selection, CalibratedSelection):
+        selection.check(attributor)
+    return selection or MotionSelection()
+
+
+def _explain(
+    model: nn.Module, clip: torch.Tensor, attributor: Attributor, target: Target, selection: Selection, timings: Seconds
+) -> Explanation:
     clip = _checked(clip, model)
     class_names = getattr(model, "class_names", None)
-    timings: Seconds = {} if seconds is None else seconds
     chosen: list[torch.Tensor] = []
 
     def initial_relevance(logits: torch.Tensor) -> torch.Tensor:
@@ -85,12 +101,13 @@ def explain(
 def explain_video(
     model: nn.Module,
     source: str | Path | Frames,
-    method: str = "dtd",
+    method: str | Attributor = "dtd",
     target: Target = "top1",
     *,
-    selection: MotionSelection | None = None,
+    selection: Selection | None = None,
     start: int = 0,
     all_clips: bool = False,
+    frozen: bool = True,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     **options: Any,
 ) -> ClipExplanations:
@@ -98,12 +115,14 @@ def explain_video(
 
     With ``all_clips`` the video is cut into successive clips from frame ``start`` on, an incomplete last one left out,
     and "top1" is the class with the highest mean logit over all of them, explained in every clip (the video is read
-    twice for that). ``progress`` wraps the loop over clips.
+    twice for that). With ``frozen`` each clip is explained a second time with its middle frame in place of all others,
+    for the same target: what the selection keeps of that is no motion. ``progress`` wraps the loop over clips.
 
     Raises InputError for a video that cannot be read or has fewer than 2 frames from ``start`` on; see also explain.
     """
     spec: ClipSpec = model.spec  # type: ignore[assignment]
-    attributor = build_method(method, model, **options)
+    attributor = _attributor(method, model, options)
+    selection = _fitting(selection, attributor)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     notes: list[str] = []
     rate = 25.0
@@ -126,14 +145,22 @@ def explain_video(
         assert total is not None
         target = int(total.argmax())
 
+    def explained(pixels: Frames, target: Target, seconds: Seconds) -> Explanation:
+        clip = torch.from_numpy(spec.from_pixels(pixels[None])).to(device)
+        return _explain(model, clip, attributor, target, selection, seconds)
+
     found: list[tuple[int, Frames, Explanation, Seconds]] = []
+    still: list[MotionShare] = []
     with attributor:
         for first, available, pixels, reading in progress(clips()):
             if available < spec.span:
                 notes.append(f"{available} frames from frame {first}: loop padded to {spec.span}")
             seconds: Seconds = {"read": reading}
-            clip = torch.from_numpy(spec.from_pixels(pixels[None])).to(device)
-            result = explain(model, clip, attributor, target, selection=selection, seconds=seconds)
+            result = explained(pixels, target, seconds)
+            if frozen:
+                middle = np.repeat(pixels[spec.frames // 2 :][:1], spec.frames, axis=0)
+                with _timed(seconds, "frozen"):
+                    still.append(explained(middle, int(result.target[0]), {}).motion_share())
             found.append((first, pixels, result, seconds))
     return ClipExplanations(
         explanation=_joined([result for _, _, result, _ in found]),
@@ -142,7 +169,8 @@ def explain_video(
         seconds=[seconds for _, _, _, seconds in found],
         frame_rate=rate / spec.stride,
         notes=notes,
-        info=attributor.info,
+        info=getattr(attributor, "info", {}),
+        frozen_share=MotionShare(*(np.concatenate(shares) for shares in zip(*still, strict=True))) if still else None,
     )
 
 

@@ -75,6 +75,7 @@ def overlay_frames(
     top5: Sequence[tuple[str, float]],
     target_name: str,
     motion_share: tuple[float, float],
+    frozen_share: tuple[float, float] | None = None,
     cmap: str = DEFAULT_COLORMAP,
     level: float = 1.0,
     relevance_norm: str = "symmetric",
@@ -85,7 +86,8 @@ def overlay_frames(
     """Draw the frames of a video: input, relevance and motion relevance side by side.
 
     ``pixels`` uint8 [T,H,W,3] RGB; ``relevance`` and ``motion_relevance`` [T,H,W]. ``top5`` are (class, probability),
-    best first; ``motion_share`` is (area, mass), each 0…1 or NaN. ``scale`` is the relevance at the two ends of
+    best first; ``motion_share`` is (area, mass), each 0…1 or NaN, and ``frozen_share`` the same of the clip frozen to
+    one frame. ``scale`` is the relevance at the two ends of
     the colour map (``colour_scale``), one for all frames and both maps; by default this clip's own at ``percentile``.
     Give it when several clips make one video. ``side`` is the longer side of a panel in pixels. Returns uint8
     [T,h,w,3] RGB, h and w even.
@@ -108,6 +110,9 @@ def overlay_frames(
     chart = (lefts[2], bars_top + 9, width, 72)
     x_of = _curves(canvas, paint, chart)
     canvas.text(_share_text(motion_share), lefts[2], bars_top + 104, 13, ACCENT, width=width)
+    if frozen_share is not None:
+        text = f"frozen, without motion: {_percent(frozen_share[1])} in {_percent(frozen_share[0])}"
+        canvas.text(text, lefts[2], bars_top + 124, 13, MUTED, width=width)
 
     drawn = []
     for index in range(len(pixels)):
@@ -129,6 +134,7 @@ def strip_image(
     top5: Sequence[tuple[str, float]],
     target_name: str,
     motion_share: tuple[float, float],
+    frozen_share: tuple[float, float] | None = None,
     cmap: str = DEFAULT_COLORMAP,
     level: float = 1.0,
     relevance_norm: str = "symmetric",
@@ -174,6 +180,10 @@ def strip_image(
     canvas.text(_percent(motion_share[1]), left, top + 2 * row + 52, 34, ACCENT, bold=True)
     canvas.text("of all |relevance|, in", left, top + 2 * row + 76, 13, TEXT)
     canvas.text(f"{_percent(motion_share[0])} of the voxels", left, top + 2 * row + 96, 13, TEXT)
+    if frozen_share is not None:
+        canvas.text("The same clip, frozen", left, top + 2 * row + 132, 13, MUTED)
+        text = f"{_percent(frozen_share[1])} in {_percent(frozen_share[0])} of them"
+        canvas.text(text, left, top + 2 * row + 152, 13, TEXT)
     return canvas.pixels
 
 

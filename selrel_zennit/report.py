@@ -17,6 +17,7 @@ _SETTINGS = {
     "method": "Method",
     "preset": "Selection preset",
     "n_sigma": "Threshold, n σ",
+    "alpha": "False-positive rate, α",
     "runner": "Runner",
     "device": "Device",
     "info": "Details",
@@ -33,11 +34,22 @@ _OWN_PLACE = {
     "notes",
     "warnings",
 }
+_SHARES = (
+    ("motion_mass", "Motion, share of relevance"),
+    ("motion_area", "Motion, share of area"),
+    ("frozen_mass", "Frozen clip, share of relevance"),
+    ("frozen_area", "Frozen clip, share of area"),
+)
 
 _RELATIVE = (
     "The threshold n·σ is relative to the clip's own changes: some voxels nearly always pass it, even in a clip where "
     "nothing moves. So a motion share is not an absolute measurement; compare it only within one model, method and "
     "setting."
+)
+_FROZEN = (
+    "<p><strong>The same, frozen.</strong> The clip was explained again with its middle frame in place of every frame. "
+    "Nothing moves then, and the selection still keeps {still} of the relevance, against {mass} in the clip itself: "
+    "that much passes without motion.</p>"
 )
 _CALIBRATED = (
     "The threshold was calibrated on frozen clips, so that a known small share passes where nothing moves. It holds "
@@ -57,8 +69,11 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
     """
     target = str(summary["target_name"])
     clips = list(summary["clips"])
-    mass, area = (_mean(clip.get(key) for clip in clips) for key in ("motion_mass", "motion_area"))
+    mass, area, still, still_area = (
+        _mean(clip.get(key) for clip in clips) for key in ("motion_mass", "motion_area", "frozen_mass", "frozen_area")
+    )
     probability = summary.get("target_probability", dict(summary["top5"]).get(target))
+    shares = _SHARES if math.isfinite(still) else _SHARES[:2]
     stages = list(dict.fromkeys(stage for clip in clips for stage in clip.get("seconds", {})))
     made_by = [str(summary[key]) for key in ("model", "method") if summary.get(key) is not None]
     count = f"{len(clips)} clip" + ("s" if len(clips) != 1 else "")
@@ -67,9 +82,10 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
         title=escape(f"Why {target}? Relevance and motion relevance"),
         target=escape(target),
         lead=escape(", ".join([*made_by, count])),
-        facts=_facts(target, probability, mass, area, len(clips)),
+        facts=_facts(target, probability, mass, area, still, still_area, len(clips)),
         warnings=_sentences("Warnings", summary.get("warnings", ()), "warnings"),
         notes=_sentences("Notes", summary.get("notes", ()), "notes"),
+        frozen="" if math.isnan(still) else _FROZEN.format(mass=_percent(mass), still=_percent(still)),
         caveat=_CALIBRATED if summary.get("preset") == "calibrated" else _RELATIVE,
         speed=_speed(summary.get("overlay", {}).get("speed")),
         video=_base64(media["overlay"]),
@@ -80,20 +96,26 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
             f"{_percent(mass)} of the relevance is motion relevance, in {_percent(area)} of the area."
         ),
         classes="\n".join(_class_row(str(name), float(p), str(name) == target) for name, p in summary["top5"]),
-        stages="".join(f'<th scope="col" class="number">{escape(stage.replace("_", " "))}, s</th>' for stage in stages),
-        clips="\n".join(_clip_row(clip, stages) for clip in clips),
+        shares=_headings(heading for _, heading in shares),
+        stages=_headings(f"{stage.replace('_', ' ')}, s" for stage in stages),
+        clips="\n".join(_clip_row(clip, [key for key, _ in shares], stages) for clip in clips),
         settings=_settings(summary),
     )
 
 
-def _facts(target: str, probability: float | None, mass: float, area: float, clips: int) -> str:
+def _facts(
+    target: str, probability: float | None, mass: float, area: float, still: float, still_area: float, clips: int
+) -> str:
     likely = "not among the top classes" if probability is None else f"probability {_percent(probability)}"
     over = f", mean of {clips} clips" if clips > 1 else ""
-    facts = (
+    facts = [
         ("Class explained", target, likely, ""),
         ("Motion relevance", _percent(mass), "of all relevance" + over, ' class="key"'),
         ("Motion area", _percent(area), "of the voxels with relevance" + over, ""),
-    )
+    ]
+    if math.isfinite(still):
+        detail = f"of all relevance, in {_percent(still_area)} of the voxels"
+        facts.append(("The same, frozen", _percent(still), detail + over, ""))
     return "\n".join(
         f"<div><dt>{name}</dt><dd{kind}>{escape(value)}<small>{escape(detail)}</small></dd></div>"
         for name, value, detail, kind in facts
@@ -109,8 +131,12 @@ def _class_row(name: str, probability: float, chosen: bool) -> str:
     )
 
 
-def _clip_row(clip: Mapping[str, Any], stages: list[str]) -> str:
-    cells = [_percent(_number(clip.get(key))) for key in ("motion_mass", "motion_area")]
+def _headings(headings: Iterable[str]) -> str:
+    return "\n".join(f'<th scope="col" class="number">{escape(heading)}</th>' for heading in headings)
+
+
+def _clip_row(clip: Mapping[str, Any], shares: list[str], stages: list[str]) -> str:
+    cells = [_percent(_number(clip.get(key))) for key in shares]
     cells.append(_figure(clip.get("relevance_sum")))
     seconds = clip.get("seconds", {})
     cells += [f"{_number(seconds[stage]):.3f}" if stage in seconds else "" for stage in stages]

@@ -1,4 +1,4 @@
-"""MotionSelection: the settings of selective relevance; Selective: an attributor that selects another's relevance."""
+"""Motion selection, by n·σ and by calibrated thresholds; Selective: an attributor that selects another's relevance."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 from zennit.attribution import Attributor
 
-from selrel_kernels.ops import check_settings, select_motion
+from selrel_kernels.ops import check_settings, check_thresholds, select_motion
 
 from .attribution import VideoAttributor
 from .attribution.base import AttrOutput
 from .errors import InputError
+from .relevance_source import RelevanceSource
 from .text import close_names
 
 Array = TypeVar("Array", torch.Tensor, npt.NDArray[Any])
@@ -47,7 +48,11 @@ class MotionSelection:
     def preset(cls, name: str, n_sigma: float = 4.0) -> MotionSelection:
         """Return the settings of a preset: default, paper, author-2020 or author-2021. Raises InputError otherwise."""
         if name not in PRESETS:
-            raise InputError(f"no preset named {name!r}{close_names(name, PRESETS)}; there are {', '.join(PRESETS)}")
+            hint = "; calibrated takes a Calibration: Calibration.shipped(attributor).selection(alpha)"
+            raise InputError(
+                f"no preset named {name!r}{close_names(name, PRESETS)}; there are {', '.join(PRESETS)}"
+                f"{hint if name == 'calibrated' else ''}"
+            )
         return replace(PRESETS[name].selection, n_sigma=n_sigma)
 
     def __call__(self, relevance: Array) -> tuple[Array, Array]:
@@ -57,6 +62,54 @@ class MotionSelection:
     def mask(self, relevance: Array) -> Array:
         """Return the mask alone, bool [B,T,H,W]."""
         return self(relevance)[1]
+
+
+@dataclass(frozen=True)
+class CalibratedSelection:
+    """Which relevance moves: more than all but a share ``alpha`` of the voxels of clips in which nothing moves.
+
+    |G_t| of relevance divided by its Σ|R| must exceed ``thresholds[t]``, one number per time step. G is that of
+    MotionSelection with its default settings. ``made_for`` says whose relevance the thresholds were measured on; they
+    mean nothing for another's. A ``Calibration`` makes such selections.
+
+    Called like MotionSelection. Raises InputError on construction for an alpha outside (0, 0.5) or thresholds that are
+    not one finite number per time step.
+    """
+
+    alpha: float
+    thresholds: tuple[float, ...]
+    made_for: RelevanceSource
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        try:
+            values = check_thresholds(self.thresholds, self.made_for.steps)
+        except (TypeError, ValueError) as error:
+            raise InputError(str(error)) from None
+        object.__setattr__(self, "thresholds", values)
+
+    def check(self, attributor: Attributor) -> None:
+        """Raise InputError unless the thresholds were made for this attributor: its model, method and options."""
+        difference = self.made_for.difference(RelevanceSource.of(attributor))
+        if difference:
+            raise InputError(f"the calibration is for another {difference}: make one with `selrel calibrate`")
+
+    def __call__(self, relevance: Array) -> tuple[Array, Array]:
+        """Return (motion relevance in the input's shape and type, mask bool [B,T,H,W])."""
+        return select_motion(relevance, thresholds=self.thresholds)
+
+    def mask(self, relevance: Array) -> Array:
+        """Return the mask alone, bool [B,T,H,W]."""
+        return self(relevance)[1]
+
+
+Selection = MotionSelection | CalibratedSelection
+
+
+def check_alpha(alpha: Any) -> None:
+    """Raise InputError unless ``alpha`` is a false-positive rate, a number in (0, 0.5)."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 0.5:
+        raise InputError(f"alpha is a false-positive rate and must lie in (0, 0.5), got {alpha!r}")
 
 
 @dataclass(frozen=True)
@@ -93,13 +146,15 @@ class Selective(Attributor):
     >>> with Selective(attributor, MotionSelection(n_sigma=4)) as selective:
     ...     logits, motion_relevance = selective(clip, one_hot(target, num_classes))
 
-    ``attributor`` is any Zennit attributor whose attribution is [B,C,T,H,W]. Raises InputError for one that selects
-    already.
+    ``attributor`` is any Zennit attributor whose attribution is [B,C,T,H,W]; with a calibrated selection, one of
+    ``build_method``. Raises InputError for one that selects already, or that the selection was not calibrated for.
     """
 
-    def __init__(self, attributor: Attributor, selection: MotionSelection | None = None) -> None:
+    def __init__(self, attributor: Attributor, selection: Selection | None = None) -> None:
         if isinstance(attributor, Selective):
             raise InputError("the attributor selects already: pass Selective(…) or a selection, not both")
+        if isinstance(selection, CalibratedSelection):
+            selection.check(attributor)
         super().__init__(attributor.model, attributor.composite)
         self.attributor = attributor
         self.selection = selection or MotionSelection()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from zennit.attribution import Attributor
 
 from ..composites import release_hooks
+from ..errors import InputError
+from .record import Recorder
 
 AttrOutput = torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None
 
@@ -22,13 +25,31 @@ class VideoAttributor(Attributor):
     mode. After a call, also one that raised, the hooks hold no tensors; on leaving the ``with`` block every module has
     the very parameters it had before (Zennit 1.0 puts new ones in their place) and no hooks.
 
-    ``info`` says what the attributor is; ``build_method`` fills it in.
+    ``info`` says what the attributor is; ``build_method`` fills it in. ``records`` is False for methods without one
+    backward pass that relevance at a layer could be read from.
     """
+
+    records: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, composite: Any = None, attr_output: AttrOutput = None) -> None:
         super().__init__(model=model, composite=composite, attr_output=attr_output)
         self.info: dict[str, Any] = {}
         self._parameters_before: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._recorder: Recorder | None = None
+
+    @property
+    def recorded(self) -> dict[str, torch.Tensor]:
+        """Relevance at the output of each layer that ``record_at`` named, [B,C,T,H,W], of the last call alone."""
+        return self._recorder.recorded if self._recorder else {}
+
+    def record_at(self, layers: str | Iterable[str]) -> None:
+        """Keep the relevance at the output of these modules from now on; see Recorder.
+
+        Raises InputError for a layer that does not exist, and for a method that has no relevance there.
+        """
+        if not self.records:
+            raise InputError(f"{type(self).__name__} has no relevance inside the network: leave out record")
+        self._recorder = Recorder(self.model, layers)
 
     def __enter__(self) -> VideoAttributor:
         if not self._parameters_before:
@@ -58,7 +79,8 @@ class VideoAttributor(Attributor):
             # A tensor made under inference mode cannot be differentiated; its clone can.
             input = input.clone() if input.is_inference() else input.detach()
             try:
-                output, attribution = super().__call__(input, attr_output)
+                with self._recorder or nullcontext():
+                    output, attribution = super().__call__(input, attr_output)
             finally:
                 if self.composite is not None:
                     release_hooks(self.composite)

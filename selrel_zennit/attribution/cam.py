@@ -7,17 +7,47 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
+from zennit.core import Composite
 
 from ..errors import InputError
-from ..text import close_names
 from .base import AttrOutput, VideoAttributor
+from .guided import guided_composite
+from .layers import find_layer, run_watching, start_graph
+from .options import choice
 from .registry import register_method
 
+# What each kind of pooling averages the gradient over: axes of [B,C,T,H,W].
+POOLS = {"volume": (2, 3, 4), "step": (3, 4)}
 
-class GradCAM(VideoAttributor):
-    """Grad-CAM over the whole stack: activations of a layer weighted by their mean gradient over T, H, W, then ReLU.
 
-    The map is upsampled to the clip (trilinear, ``align_corners=False``) and returned as cam/3 on each of the three
+class _CAM(VideoAttributor):
+    """What the maps share: the layer and the weights, the upsampling."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str,
+        pool: str = "volume",
+        attr_output: AttrOutput = None,
+        composite: Composite | None = None,
+    ) -> None:
+        super().__init__(model, composite, attr_output)
+        self.layer_name = layer
+        find_layer(model, layer)  # raises now where there is none
+        self.axes = POOLS[choice("pool", pool, tuple(POOLS))]
+
+    def _map(self, activations: torch.Tensor, gradient: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        """Return the map, upsampled to ``size`` (T,H,W): [B,1,T,H,W]."""
+        weights = gradient.mean(self.axes, keepdim=True)
+        cam = (weights * activations.detach()).sum(1, keepdim=True).relu()
+        return interpolate(cam, size=size, mode="trilinear", align_corners=False)
+
+
+class GradCAM(_CAM):
+    """Grad-CAM over the whole stack: activations of a layer weighted by their mean gradient, summed, then ReLU.
+
+    ``pool`` says over what the gradient is averaged: "volume" (T, H, W) or "step" (H, W, a weight per time step). The
+    map is upsampled to the clip (trilinear, ``align_corners=False``) and returned as cam/3 on each of the three
     channels, so that the channel sum is the CAM. The forward pass up to the layer runs without a graph, and the
     backward pass ends at the layer.
 
@@ -27,47 +57,47 @@ class GradCAM(VideoAttributor):
     Source: Selvaraju et al. 2017, arXiv 1610.02391; in 3D: Hiley et al. 2020, §4; Saha et al. 2024, arXiv 2404.09067.
     """
 
-    def __init__(self, model: nn.Module, layer: str, attr_output: AttrOutput = None) -> None:
-        super().__init__(model, attr_output=attr_output)
-        modules = dict(model.named_modules())
-        if not layer or layer not in modules:
-            raise InputError(f"the model has no layer {layer!r}{close_names(layer, modules)}")
-        self.layer_name = layer
-        self.layer = modules[layer]
-
     def forward(
         self, input: torch.Tensor, attr_output_fn: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B,K], cam/3 on each channel [B,3,T,H,W])."""
-        leaf: torch.Tensor | None = None
-
-        def start_graph(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-            nonlocal leaf
-            if leaf is not None:
-                raise InputError(
-                    f"layer {self.layer_name!r} runs more than once in a forward pass; choose another layer"
-                )
-            if not isinstance(output, torch.Tensor) or output.ndim != 5:
-                raise InputError(f"layer {self.layer_name!r} does not give [B,C,T,H,W]; choose a convolutional layer")
-            leaf = output.detach().requires_grad_()
-            torch.set_grad_enabled(True)
-            # The next layer may work in place, which a leaf does not allow.
-            return leaf.clone()
-
-        handle = self.layer.register_forward_hook(start_graph)
-        try:
-            # no_grad ends with the block, whatever the hook switched on inside it.
-            with torch.no_grad():
-                output = self.model(input)
-                if leaf is None:
-                    raise InputError(f"layer {self.layer_name!r} does not run in a forward pass; choose another layer")
-                (gradient,) = torch.autograd.grad((output,), (leaf,), grad_outputs=(attr_output_fn(output),))
-        finally:
-            handle.remove()
-        weights = gradient.mean((2, 3, 4), keepdim=True)
-        cam = (weights * leaf.detach()).sum(1, keepdim=True).relu()
-        cam = interpolate(cam, size=input.shape[2:], mode="trilinear", align_corners=False)
+        with torch.no_grad():
+            output, activations = run_watching(self.model, input, self.layer_name, start_graph)
+            (gradient,) = torch.autograd.grad((output,), (activations,), grad_outputs=(attr_output_fn(output),))
+        cam = self._map(activations, gradient, input.shape[2:])
         return output, (cam / 3).expand_as(input).contiguous()
+
+
+class GuidedGradCAM(_CAM):
+    """Guided Grad-CAM: guided backpropagation times the undivided Grad-CAM, on each channel. See GradCAM.
+
+    One forward pass, and one backward pass through the whole network, with guided rules. The CAM's weights are the
+    plain gradient, as Selvaraju et al. 2017 have it: a second backward pass, from the logits to the layer alone.
+
+    Raises InputError as GradCAM does, and for a network whose ReLUs are not modules.
+    """
+
+    def __init__(self, model: nn.Module, layer: str, pool: str = "volume", attr_output: AttrOutput = None) -> None:
+        super().__init__(model, layer, pool, attr_output, guided_composite(model))
+
+    def forward(
+        self, input: torch.Tensor, attr_output_fn: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B,K], attribution [B,3,T,H,W])."""
+        input = input.view_as(input).requires_grad_()
+        output, activations = run_watching(self.model, input, self.layer_name, lambda output: output)
+        initial = (attr_output_fn(output),)
+        with self.composite.inactive():
+            (plain,) = torch.autograd.grad((output,), (activations,), initial, retain_graph=True)
+        (guided,) = torch.autograd.grad((output,), (input,), initial)
+        return output, guided * self._map(activations, plain, input.shape[2:])
+
+
+def _cam_layer(name: str, model: nn.Module, layer: str | None) -> str:
+    layer = layer or getattr(model, "cam_layer", None)
+    if not layer:
+        raise InputError(f"{name} needs a layer: set model.cam_layer, or build_method({name!r}, model, layer='…')")
+    return layer
 
 
 @register_method(
@@ -77,9 +107,25 @@ class GradCAM(VideoAttributor):
     passes=1.05,
     compilable=True,
 )
-def gradcam(model: nn.Module, layer: str | None = None) -> GradCAM:
-    """Return Grad-CAM at ``layer`` (default: the model's ``cam_layer``). Raises InputError where there is none."""
-    layer = layer or getattr(model, "cam_layer", None)
-    if not layer:
-        raise InputError("gradcam needs a layer: set model.cam_layer, or build_method('gradcam', model, layer='…')")
-    return GradCAM(model, layer)
+def gradcam(model: nn.Module, layer: str | None = None, pool: str = "volume") -> GradCAM:
+    """Return Grad-CAM at ``layer`` (default: the model's ``cam_layer``), ``pool`` "volume" or "step".
+
+    Raises InputError where there is no such layer.
+    """
+    return GradCAM(model, _cam_layer("gradcam", model, layer), pool)
+
+
+@register_method(
+    "guided_gradcam",
+    summary="guided backpropagation times Grad-CAM",
+    citation="Selvaraju et al. 2017, arXiv 1610.02391",
+    passes=2.0,
+    compilable=True,
+    warning="its detail is that of guided backpropagation, which is nearly blind to the class",
+)
+def guided_gradcam(model: nn.Module, layer: str | None = None, pool: str = "volume") -> GuidedGradCAM:
+    """Return Guided Grad-CAM at ``layer`` (default: the model's ``cam_layer``), ``pool`` "volume" or "step".
+
+    Raises InputError where there is no such layer.
+    """
+    return GuidedGradCAM(model, _cam_layer("guided_gradcam", model, layer), pool)

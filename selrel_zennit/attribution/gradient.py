@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from zennit.attribution import Gradient as ZennitGradient
 
-from ..clip import ClipSpec
-from ..composites import DTD
-from ..errors import InputError
 from .base import VideoAttributor
 from .registry import register_method
 
@@ -18,24 +16,15 @@ class Gradient(VideoAttributor, ZennitGradient):
     """Zennit's Gradient attributor with VideoAttributor's guarantees; with a composite, that composite's relevance."""
 
 
-@register_method(
-    "dtd",
-    summary="deep Taylor decomposition: z^B in the first convolution, z⁺ elsewhere, biases dropped",
-    citation="Montavon et al. 2017; on C3D: Hiley et al. 2020, arXiv 2003.14285",
-    passes=6.0,
-    compilable=True,
-    warning="nearly blind to the class: maps of different classes are almost the same (Sixt et al. 2020)",
-)
-def dtd(model: nn.Module) -> Gradient:
-    """Return selective relevance's own baseline. The box of z^B is that of ``model.spec``.
+class GradientXInput(Gradient):
+    """The gradient times the clip in model units: what a linear network would add to the logit, voxel by voxel."""
 
-    Raises InputError where the model has no ClipSpec.
-    """
-    spec = getattr(model, "spec", None)
-    if not isinstance(spec, ClipSpec):
-        raise InputError("dtd needs the bounds of valid input: set model.spec = ClipSpec(…), or use load_model")
-    low, high = (torch.from_numpy(np.array(bound)) for bound in spec.bounds())
-    return Gradient(model, DTD(low=low, high=high))
+    def forward(
+        self, input: torch.Tensor, attr_output_fn: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B,K], attribution [B,3,T,H,W])."""
+        output, gradient = super().forward(input, attr_output_fn)
+        return output, gradient * input
 
 
 @register_method(
@@ -48,3 +37,15 @@ def dtd(model: nn.Module) -> Gradient:
 def gradient(model: nn.Module) -> Gradient:
     """Return the plain gradient."""
     return Gradient(model)
+
+
+@register_method(
+    "gradient_x_input",
+    summary="gradient times the clip in model units, the first-order share of each voxel",
+    citation="Shrikumar et al. 2016, arXiv 1605.01713",
+    passes=2.0,
+    compilable=True,
+)
+def gradient_x_input(model: nn.Module) -> GradientXInput:
+    """Return gradient × input."""
+    return GradientXInput(model)

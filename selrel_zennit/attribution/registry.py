@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +61,16 @@ def register_method(
     return register
 
 
-def build_method(name: str, model: nn.Module, **options: Any) -> VideoAttributor:
+def build_method(name: str, model: nn.Module, *, record: str | Iterable[str] = (), **options: Any) -> VideoAttributor:
     """Return the attributor of method ``name`` for ``model``, with ``.info`` saying what it is.
 
-    Raises InputError for an unknown method or option, and for a model in training mode, where dropout and batch norm
-    would explain something else than what the network says.
+    ``record`` names modules: after a call, ``attributor.recorded[name]`` is the relevance at that module's output, per
+    channel and time step ([B,C,T,H,W] at a convolution). For LRP it is the relevance that reaches the output, for the
+    methods based on the gradient it is that gradient; see Recorder.
+
+    Raises InputError for an unknown method, option or layer, for ``record`` with a method that has no relevance inside
+    the network, and for a model in training mode, where dropout and batch norm would explain something else than what
+    the network says.
     """
     if name not in METHODS:
         raise InputError(f"no method named {name!r}{close_names(name, METHODS)}; there are {', '.join(METHODS)}")
@@ -81,6 +86,8 @@ def build_method(name: str, model: nn.Module, **options: Any) -> VideoAttributor
     # Constants made under inference mode (the bounds of z^B, say) could not be differentiated later.
     with torch.inference_mode(False):
         attributor = entry.build(model, **options)
+    if record:
+        attributor.record_at(record)
     provenance = getattr(model, "provenance", {})
     spec = getattr(model, "spec", None)
     attributor.info = {

@@ -18,6 +18,9 @@ class _Entry(NamedTuple):
 
 COMMANDS = {
     "explain": _Entry("selrel_zennit.cli.explain:explain", "Explain a video: what mattered, and what of it moved."),
+    "calibrate": _Entry(
+        "selrel_zennit.cli.calibrate:calibrate", "Measure thresholds with a stated false-positive rate."
+    ),
     "list": _Entry("selrel_zennit.cli.listing:listing", "List methods, models, composites or presets."),
 }
 

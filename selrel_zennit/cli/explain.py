@@ -9,12 +9,14 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from ..attribution import METHODS
+from ..attribution import METHODS, VideoAttributor, build_method
+from ..calibration import Calibration
 from ..colormaps import palette
+from ..errors import InputError
 from ..files import staged_folder
 from ..outputs import Style, write_outputs
 from ..pipeline import explain_video
-from ..selection import PRESETS, MotionSelection
+from ..selection import PRESETS, MotionSelection, Selection, check_alpha
 from ..synthetic import demo_frames
 from .options import json_option, method_options, model_options, open_model, weights_entry, write_json
 
@@ -24,17 +26,20 @@ from .options import json_option, method_options, model_options, open_model, wei
 @model_options
 @click.option("--method", default="dtd", show_default=True, help="A name of `selrel list methods`.")
 @click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method; may be repeated.")
-@click.option("--n-sigma", type=float, default=4.0, show_default=True, help="Threshold of the selection, in σ.")
+@click.option("--n-sigma", type=float, help="Threshold of the selection, in σ  [default: 4]")
 @click.option(
     "--preset",
-    type=click.Choice(list(PRESETS)),
+    type=click.Choice([*PRESETS, "calibrated"]),
     default="default",
     show_default=True,
     help="Settings of the selection.",
 )
+@click.option("--alpha", type=float, help="False-positive rate of --preset calibrated  [default: 0.001]")
+@click.option("--calibration", "calibration_path", help="A file of `selrel calibrate`  [default: the one that ships]")
 @click.option("--target", default="top1", show_default=True, help="top1, a class index, or a class name.")
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First frame of the (first) clip.")
 @click.option("--all-clips", is_flag=True, help="Explain every clip, for the class with the highest mean logit.")
+@click.option("--no-frozen", is_flag=True, help="Do not explain the clip frozen to one frame beside it.")
 @click.option("--out", default="out", show_default=True, help="Folder for the five files.")
 @click.option("--cmap", default="coldnhot", show_default=True, help="Zennit's colour map, or one in its language.")
 @click.option(
@@ -52,11 +57,14 @@ def explain(
     video: str | None,
     method: str,
     pairs: tuple[str, ...],
-    n_sigma: float,
+    n_sigma: float | None,
     preset: str,
+    alpha: float | None,
+    calibration_path: str | None,
     target: str,
     start: int,
     all_clips: bool,
+    no_frozen: bool,
     out: str,
     cmap: str,
     level: float,
@@ -70,22 +78,25 @@ def explain(
     strip.png, report.html, explanation.npz and summary.json into --out.
     """
     palette(cmap, level)  # a wrong name fails here, not after the work
-    selection = MotionSelection.preset(preset, n_sigma=n_sigma)
+    settings = _selection_settings(preset, n_sigma, alpha, calibration_path)
     with staged_folder(out) as folder:
         model = open_model(**model_settings)
         provenance: dict[str, Any] = model.provenance  # type: ignore[assignment]
+        attributor = build_method(method, model, **method_options(pairs))
+        selection, doubt = _selection(attributor, settings, calibration_path)
         clips = explain_video(
             model,
             video if video is not None else demo_frames(),
-            method,
+            attributor,
             target,
             selection=selection,
             start=start,
             all_clips=all_clips,
+            frozen=not no_frozen,
             progress=_progress if all_clips else iter,
-            **method_options(pairs),
         )
-        warnings = [METHODS[method].warning, _doubt(model_settings["model_name"], video, str(provenance["weights"]))]
+        unknown = _doubt(model_settings["model_name"], video, str(provenance["weights"]))
+        warnings = [METHODS[method].warning, doubt, unknown]
         summary = write_outputs(
             folder,
             clips,
@@ -94,8 +105,7 @@ def explain(
                 "model": provenance["model"],
                 "weights": weights_entry(provenance),
                 "method": method,
-                "preset": preset,
-                "n_sigma": n_sigma,
+                **settings,
                 "runner": "zennit",
                 "device": model_settings["device"],
             },
@@ -108,6 +118,46 @@ def explain(
         _report(summary, out)
     for text in (*summary["notes"], *(f"warning: {warning}" for warning in summary["warnings"])):
         print(text, file=sys.stderr)
+
+
+def _selection_settings(
+    preset: str, n_sigma: float | None, alpha: float | None, calibration_path: str | None
+) -> dict[str, Any]:
+    """Check that the options of the selection go together, and return the summary's entries for them."""
+    if preset == "calibrated":
+        if n_sigma is not None:
+            raise InputError("--n-sigma does not go with --preset calibrated: give --alpha")
+        alpha = 0.001 if alpha is None else alpha
+        check_alpha(alpha)
+        return {"preset": preset, "n_sigma": None, "alpha": alpha}
+    for name, value in (("--alpha", alpha), ("--calibration", calibration_path)):
+        if value is not None:
+            raise InputError(f"{name} goes with --preset calibrated alone, not with {preset}")
+    n_sigma = 4.0 if n_sigma is None else n_sigma
+    MotionSelection.preset(preset, n_sigma=n_sigma)
+    return {"preset": preset, "n_sigma": n_sigma}
+
+
+def _selection(
+    attributor: VideoAttributor, settings: dict[str, Any], calibration_path: str | None
+) -> tuple[Selection, str | None]:
+    """Return the selection, and a warning where its thresholds did not stand their verification."""
+    if settings["preset"] != "calibrated":
+        return MotionSelection.preset(settings["preset"], n_sigma=settings["n_sigma"]), None
+    path = calibration_path
+    calibration = Calibration.read(path) if path is not None else Calibration.shipped(attributor)
+    level = calibration.level(settings["alpha"])
+    selection = calibration.selection(settings["alpha"])
+    try:
+        selection.check(attributor)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if level.holds:
+        return selection, None
+    return selection, (
+        f"the thresholds for alpha {level.alpha:g} let {level.held_out_rate:.2g} of the voxels of held-out frozen "
+        "clips pass: calibrate on more clips"
+    )
 
 
 def _progress(clips: Iterable[Any]) -> Iterable[Any]:
@@ -126,10 +176,18 @@ def _doubt(model_name: str, video: str | None, weights: str) -> str | None:
 def _report(summary: dict[str, Any], out: str) -> None:
     print(f"{summary['target_name']}  {summary['target_probability']:.1%}   {summary['method']} on {summary['model']}")
     for clip in summary["clips"][:10]:
-        area, mass = (
-            f"{share:.1%}" if share is not None else "-" for share in (clip["motion_area"], clip["motion_mass"])
-        )
-        print(f"frame {clip['start']}: motion is {mass} of the relevance, on {area} of its area")
+        area, mass = (_percent(clip[key]) for key in ("motion_area", "motion_mass"))
+        print(f"frame {clip['start']}: motion is {mass} of the relevance, on {area} of its area{_frozen(clip)}")
     if len(summary["clips"]) > 10:
         print(f"… and {len(summary['clips']) - 10} more clips in summary.json")
     print(f"wrote overlay.mp4, strip.png, report.html, explanation.npz, summary.json to {out}")
+
+
+def _frozen(clip: dict[str, Any]) -> str:
+    if "frozen" not in clip["seconds"]:
+        return ""
+    return f"; frozen, where nothing moves: {_percent(clip['frozen_mass'])}, on {_percent(clip['frozen_area'])}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

@@ -8,6 +8,7 @@ import click
 from zennit.composites import COMPOSITES
 
 from ..attribution import METHODS
+from ..calibration import shipped_for
 from ..models import MODELS
 from ..selection import PRESETS
 from .options import json_option, write_json
@@ -65,4 +66,9 @@ def _composites() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    return [{"name": name, "summary": preset.summary} for name, preset in PRESETS.items()]
+    rows: list[dict[str, Any]] = [{"name": name, "summary": preset.summary} for name, preset in PRESETS.items()]
+    calibrated = {
+        "name": "calibrated",
+        "summary": "a threshold per frame from frozen clips, with a stated false-positive rate: `selrel calibrate`",
+    }
+    return [*rows, calibrated | {f"shipped for {model}": shipped_for(model) for model in MODELS if shipped_for(model)}]

@@ -65,9 +65,9 @@ class Placed:
 
     def paint(self, frame: Frames) -> None:
         """Lay the sprite over a frame uint8 [H,W,3], in place."""
-        under = frame[self.index].astype(np.int32)
-        opacity = self.pixels[..., 3:].astype(np.int32)
-        frame[self.index] = under + (opacity * (self.pixels[..., :3] - under) + 127) // 255
+        opacity = self.pixels[..., 3:].astype(np.uint16)
+        mixed = frame[self.index] * (255 - opacity) + self.pixels[..., :3] * opacity + np.uint16(128)
+        frame[self.index] = (mixed + (mixed >> 8)) >> 8  # divided by 255 and rounded, exactly
 
 
 def draw_sprite(rng: np.random.Generator, largest_radius: float) -> Sprite:

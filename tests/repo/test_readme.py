@@ -63,12 +63,42 @@ def is_ci(step: str) -> bool:
     return step.startswith(("pip install", "python -m pip", "pytest", "python -m pytest"))
 
 
-def run_python(block: Block, namespace: dict[str, Any]) -> str:
+def run_python(block: Block, namespace: dict[str, Any], page: Path = README) -> str:
     printed = io.StringIO()
-    # Blank lines before the code: a traceback then names the line of the README.
+    # Blank lines before the code: a traceback then names the line of the page.
     with contextlib.redirect_stdout(printed):
-        exec(compile("\n" * block.line + block.text, str(README), "exec"), namespace)
+        exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
     return printed.getvalue()
+
+
+def run_page(page: Path) -> int:
+    """Run a page's blocks in the current folder, and hold what they print against the page. Return how many ran."""
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    printed = None
+    ran = 0
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.language == "text" and printed is not None:
+            wrong = differences(block.text, printed)
+            assert not wrong, f"{page.name}, line {block.line}: {wrong}"
+        printed = None
+        if block.mark != NOT_RUN and block.language in RUN:
+            ran += 1
+            printed = run_bash(block.text) if block.language == "bash" else run_python(block, namespace, page)
+    return ran
+
+
+def unexplained(page: Path) -> list[str]:
+    """Return what is wrong with a page's blocks: another name for bash or python, or one left out without a reason."""
+    found = []
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.language in {"sh", "shell", "console", "py", "pycon"}:
+            found.append(f"line {block.line}: say bash or python")
+        elif block.mark == NOT_RUN and not block.reason:
+            found.append(f"line {block.line}: <!-- not run: REASON --> lacks its reason")
+        elif block.mark != NOT_RUN and block.language == "bash" and block.mark != SET_UP:
+            asks = [step for command in commands(block.text) for step in steps(command) if is_ci(step)]
+            found += [f"line {block.line}: mark a block that installs as not run, or as set-up"] if asks else []
+    return found
 
 
 def text() -> str:
@@ -77,18 +107,7 @@ def text() -> str:
 
 def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "readme"}
-    printed = None
-    ran = 0
-    for block in blocks(text()):
-        if block.language == "text" and printed is not None:
-            wrong = differences(block.text, printed)
-            assert not wrong, f"README.md, line {block.line}: {wrong}"
-        printed = None
-        if block.mark != NOT_RUN and block.language in RUN:
-            ran += 1
-            printed = run_bash(block.text) if block.language == "bash" else run_python(block, namespace)
-    assert ran >= 3, "the README shows two set-up commands and some Python"
+    assert run_page(README) >= 3, "the README shows two set-up commands and some Python"
 
 
 def test_two_commands_set_everything_up() -> None:
@@ -98,15 +117,7 @@ def test_two_commands_set_everything_up() -> None:
 
 
 def test_every_block_left_out_says_why() -> None:
-    for block in blocks(text()):
-        assert block.language not in {"sh", "shell", "console", "py", "pycon"}, (
-            f"README.md, line {block.line}: say bash"
-        )
-        if block.mark == NOT_RUN:
-            assert block.reason, f"README.md, line {block.line}: <!-- not run: REASON --> lacks its reason"
-        elif block.language == "bash" and block.mark != SET_UP:
-            asks = [step for command in commands(block.text) for step in steps(command) if is_ci(step)]
-            assert not asks, f"README.md, line {block.line}: mark a block that installs as not run, or as set-up"
+    assert not unexplained(README)
 
 
 def named_options(readme: str) -> dict[str, set[str]]:
@@ -122,17 +133,21 @@ def named_options(readme: str) -> dict[str, set[str]]:
     return found
 
 
-def test_named_options_exist() -> None:
-    named = named_options(text())
-    assert "explain" in named
+def missing_options(pages: str) -> dict[str, set[str]]:
+    """Return each ``selrel`` command that is named with options that it does not have → those options."""
     missing = {}
-    for command, options in named.items():
+    for command, options in named_options(pages).items():
         done = subprocess.run([BIN / "selrel", command, "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"selrel {command}: {done.stderr}"
         listed = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", done.stdout))
         if options - listed:
             missing[command] = options - listed
-    assert not missing
+    return missing
+
+
+def test_named_options_exist() -> None:
+    assert "explain" in named_options(text())
+    assert not missing_options(text())
 
 
 SAMPLE = """\

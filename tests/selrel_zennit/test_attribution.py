@@ -192,7 +192,7 @@ def test_model_is_restored_after_an_exception(method, clip, where):
             else:
                 fail()
 
-    with pytest.raises((KeyError, RuntimeError)):
+    with pytest.raises((KeyError, RuntimeError, sr.InputError)):
         run()
     assert snapshot(model, clip) == before
     attributor(clip, sr.one_hot(1, 5))
@@ -217,15 +217,17 @@ def test_model_is_restored_after_half_a_registration(clip):
 
 
 def test_a_thousand_explanations_leave_memory_flat(method):
+    # A thousand of the fastest and of the slowest kind; what a call leaves behind shows in 300 as well.
+    calls = 1000 if method in ("gradient", "dtd") else 300
     model = small_c3d(width=1, hidden=4)
     clip = torch.randn(1, *model.spec.shape)
     target = sr.one_hot(1, 5)
     process = psutil.Process()
     with sr.Selective(build_quick(method, model)) as selective:
         sizes = []
-        for count in range(1000):
+        for count in range(calls):
             selective(clip, target)
-            if count in (100, 999):
+            if count in (100, calls - 1):
                 gc.collect()
                 alive = sum(1 for item in gc.get_objects() if issubclass(type(item), torch.Tensor))
                 sizes.append((alive, process.memory_info().rss))

@@ -63,7 +63,7 @@ def test_gradcam_with_weights_per_step_equals_the_formula(clip):
     for name in names[names.index("relu4b") + 1 :]:
         values = layers[name](values)
     values[0, 1].backward()
-    batch, channels, steps, height, width = activations.shape
+    channels, steps, height, width = activations.shape[1:]
     cam = torch.zeros(1, 1, steps, height, width)
     for step in range(steps):
         for channel in range(channels):

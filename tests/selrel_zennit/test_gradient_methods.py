@@ -1,5 +1,7 @@
 """Methods made of gradients, and relevance at layers, against Captum, Zennit and formulas."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -316,6 +318,17 @@ def test_recording_changes_no_result_and_leaves_no_hook(name, clip):
         attributor(clip[:, :, :, :5], HOT)
     assert attributor.recorded == {}
     assert snapshot(model, clip) == before
+
+
+def test_recording_leaves_memory_flat(clip):
+    attributor = sr.build_method("dtd", small_c3d(width=1, hidden=4), record=["conv5b", "fc8"])
+    alive = []
+    with attributor:
+        for _ in range(20):
+            attributor(clip, HOT)
+            gc.collect()
+            alive.append(sum(1 for item in gc.get_objects() if issubclass(type(item), torch.Tensor)))
+    assert alive[-1] == alive[1]
 
 
 def test_what_guided_gradcam_records_is_the_guided_gradient(clip):

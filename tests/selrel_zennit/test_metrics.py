@@ -23,6 +23,7 @@ from selrel_zennit.metrics import (
     planted_scores,
     rank_accuracy,
     sanity_check,
+    swept,
     top_share,
 )
 from selrel_zennit.synthetic import SyntheticSpec, make_clip
@@ -153,7 +154,7 @@ def test_rank_accuracy_without_ties_is_a_sort():
 # Flow
 
 
-@pytest.mark.parametrize(("threshold", "sigma"), [(10 / 255, 1.0), (0.0, 0.0), (0.5, 2.0)])
+@pytest.mark.parametrize(("threshold", "sigma"), [(10 / 255, 1.0), (0.0, 0.0), (0.5, 2.0), (1.0, 0.0)])
 def test_flow_precision_is_that_of_a_loop(threshold, sigma):
     relevance, _ = random_case(7, levels=3)
     flow = np.random.default_rng(7).integers(-2, 3, (3, 1, 4, 5, 2)).astype(np.float32)
@@ -188,6 +189,14 @@ def test_the_last_frame_does_not_count():
     before = flow_precision(relevance, flow)
     relevance[:, -1] = relevance.min() - 1
     same(flow_precision(relevance, flow).precision, before.precision)
+
+
+def test_swept_looks_one_frame_back_and_one_ahead():
+    _, region = random_case(9, shape=(2, 5, 3, 3))
+    wide = swept(region)
+    for index, t, y, x in voxels(region.shape):
+        assert wide[index, t, y, x] == any(region[index, s, y, x] for s in range(5) if abs(s - t) <= 1)
+    np.testing.assert_array_equal(swept(region[1]), wide[1])
 
 
 def test_planted_scores_know_a_perfect_and_a_wrong_map():

@@ -57,7 +57,7 @@ def test_occlusion_makes_no_graph_and_asks_for_the_target_once(clip):
         seen.append(logits)
         return HOT
 
-    logits, relevance = sr.build_method("occlusion", model, window=(8, 8, 8), batch=3)(clip, target)
+    logits = sr.build_method("occlusion", model, window=(8, 8, 8), batch=3)(clip, target)[0]
     handle.remove()
     assert modes == [False] * 4  # the clip, and 8 windows, three at a time
     assert len(seen) == 1

@@ -57,23 +57,38 @@ def test_scores_are_those_of_a_second_look(planted, run):
     inputs = model.spec.clip(clip.frames)
     logits = model(inputs)[0]
     target = int(logits.argmax())
-    relevance = build_method("gradient", model)(inputs, one_hot(target, 8))[1].sum(1).numpy()
+    still = model.spec.clip(np.repeat(clip.frames[:1], 16, axis=0))
+    runner_up = int(logits.argsort(descending=True)[1])
+
+    def explained(clip, label):
+        return build_method("gradient", model)(clip, one_hot(label, 8))[1].sum(1).numpy()
+
+    relevance = explained(inputs, target)
+    frozen, other = explained(still, target).astype(np.float64), explained(inputs, runner_up)
     motion, mask = MotionSelection(n_sigma=2)(relevance)
+    other_mask = MotionSelection(n_sigma=2)(other)[1]
     size, motion = np.abs(relevance[0].astype(np.float64)), np.abs(motion[0].astype(np.float64))
     top = np.argsort(-size.ravel())[: int((motion > 0).sum())]
+    near = np.stack([clip.causal_mask[max(t - 1, 0) : t + 2].any(0) for t in range(16)])
     expected = {
         "area": (mask[0] & (size > 0)).sum() / (size > 0).sum(),
         "mass": motion.sum() / size.sum(),
+        "frozen_mass": np.abs(MotionSelection(n_sigma=2)(frozen)[0]).sum() / np.abs(frozen).sum(),
+        "class_mask_iou": (mask & other_mask).sum() / (mask | other_mask).sum(),
         "causal_mass": motion[clip.causal_mask].sum() / motion.sum(),
         "distractor_mass": motion[clip.distractor_mask].sum() / motion.sum(),
         "causal_precision": ((motion > 0) & clip.causal_mask).sum() / (motion > 0).sum(),
+        "swept_mass": motion[near].sum() / motion.sum(),
+        "top_swept_mass": (size * near).ravel()[top].sum() / size.ravel()[top].sum(),
         "top_causal_mass": (size * clip.causal_mask).ravel()[top].sum() / size.ravel()[top].sum(),
         "top_distractor_mass": (size * clip.distractor_mask).ravel()[top].sum() / size.ravel()[top].sum(),
         "top_causal_precision": clip.causal_mask.ravel()[top].mean(),
     }
     assert {name: rows["default 2σ"][name][2] for name in expected} == pytest.approx(expected, rel=1e-3)
+    alike = np.corrcoef(relevance.ravel(), other.ravel())[0, 1]  # both means are almost zero: nearly the cosine
+    assert rows["none"]["class_cosine"][2] == pytest.approx(alike, abs=0.01)
     scores = {name: values[2] for name, values in rows["default 2σ"].items()}
-    for name in ("causal_mass", "distractor_mass", "causal_precision"):
+    for name in ("causal_mass", "swept_mass", "distractor_mass", "causal_precision"):
         assert scores[f"{name}_gain"] == pytest.approx(scores[name] - scores[f"top_{name}"])
 
 
@@ -102,6 +117,15 @@ def test_the_cache_is_used_until_something_changes(planted, run, monkeypatch):
     monkeypatch.setattr(planted, "SEED", 7)
     with pytest.raises(RuntimeError, match="measured again"):
         run()
+
+
+def test_the_fingerprint_covers_the_code(planted):
+    files = set()
+    planted.add_code(METHODS["dtd"].build.__module__, files)
+    assert {"gradient.py", "base.py", "composites.py", "clip.py"} <= {path.name for path in files}
+    assert "cam.py" not in {path.name for path in files}
+    planted.add_code(MotionSelection.__module__, files)
+    assert {"selection.py", "reference.py"} <= {path.name for path in files}
 
 
 class Stub(torch.nn.Module):
@@ -148,8 +172,10 @@ def test_intervals_hold_the_mean_as_often_as_they_say(planted):
 def test_costly_methods_get_fewer_clips(planted):
     counts = {name: planted.clips_for(name, 200) for name in METHODS}
     assert counts["gradient"] == 200
-    assert all(24 <= count <= 200 for count in counts.values())
-    assert all(counts[name] < 200 for name, entry in METHODS.items() if entry.passes > 10)
+    assert {name for name, count in counts.items() if count == 16} == {
+        name for name, entry in METHODS.items() if entry.passes > 15
+    }
+    assert planted.clips_for("gradient", 4) == 4
 
 
 def test_the_verdict_follows_the_interval(planted):

@@ -1,0 +1,195 @@
+"""Turn results into the Markdown tables of the README and the documentation: figures are generated, never typed.
+
+python benchmarks/tables.py [planted …]      writes results/NAME.md from results/NAME.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+Row = dict[str, dict[str, Any]]
+
+
+def planted(result: dict[str, Any]) -> str:
+    """Return the tables of planted.json: for every selection where the relevance lies, what is kept, and the class."""
+    selections = list(dict.fromkeys(name for method in result["methods"].values() for name in method["rows"]))
+    parts = [planted_facts(result), "## All relevance\n", planted_whole(result)]
+    for name in selections:
+        if name != "none":
+            parts += [f"## Selection: {name}\n", planted_cause(result, name)]
+    parts += ["## Kept, on moving and on frozen clips\n", planted_kept(result)]
+    parts += ["## The target's map against the runner-up's\n", planted_classes(result)]
+    return "\n".join(parts)
+
+
+def planted_facts(result: dict[str, Any]) -> str:
+    clips, model, versions = result["clips"], result["model"], result["machine"]["versions"]
+    network = f"Model `{model['model']}`, weights {model['weights']}"
+    drawn = f"{clips['explained']} synthetic clips of seed {clips['seed']} ({clips['which']}, out of {clips['drawn']})"
+    return (
+        "# Planted causes\n\n"
+        f"Generated from `planted.json` by `benchmarks/tables.py`. {network}; {drawn}; zennit {versions['zennit']}, "
+        f"torch {versions['torch']}. Shares in %. In brackets: {result['interval']}. The causal sprite covers "
+        f"{percent(clips['causal_area'])} % of a clip, the distractor {percent(clips['distractor_area'])} %.\n"
+    )
+
+
+def planted_whole(result: dict[str, Any]) -> str:
+    """Return where all relevance lies, method by method."""
+    names = ("causal_mass", "distractor_mass", "scene_mass", "rank_accuracy", "flow_precision")
+    return markdown(
+        ["method", "clips", "mass on cause", "on distractor", "on scene", "rank accuracy", "flow precision", "lift"],
+        (
+            [
+                method,
+                str(entry["clips"]),
+                *(percent(row[name], name == "causal_mass") for name in names),
+                number(row["flow_lift"]),
+            ]
+            for method, entry, row in rows(result, "none")
+        ),
+    )
+
+
+def planted_cause(result: dict[str, Any], selection: str) -> str:
+    """Return where motion relevance lies, beside the same number of voxels with the greatest |R|."""
+    table = markdown(
+        [
+            "method",
+            "clips",
+            "kept area",
+            "mass on cause",
+            "the same area of top relevance",
+            "difference",
+            "mass on cause ±1 frame",
+            "difference",
+            "mass on distractor",
+            "difference",
+            "flow lift",
+        ],
+        (
+            [
+                method,
+                # Those of which something is kept at all: of the others the scores are not defined.
+                str(row["causal_mass"]["n"]),
+                percent(row["area"]),
+                percent(row["causal_mass"], True),
+                percent(row["top_causal_mass"]),
+                difference(row["causal_mass_gain"]),
+                percent(row["swept_mass"]),
+                difference(row["swept_mass_gain"]),
+                percent(row["distractor_mass"]),
+                difference(row["distractor_mass_gain"]),
+                number(row["flow_lift"]),
+            ]
+            for method, _, row in rows(result, selection)
+        ),
+    )
+    return f"{table}\n{verdict(result, selection)}\n"
+
+
+def planted_kept(result: dict[str, Any]) -> str:
+    """Return what each selection keeps of clips that move and of clips that do not."""
+    found = [
+        [
+            method,
+            selection,
+            percent(row["area"]),
+            percent(row["frozen_area"]),
+            percent(row["mass"], True),
+            percent(row["frozen_mass"], True),
+        ]
+        for method, entry in result["methods"].items()
+        for selection, row in entry["rows"].items()
+        if selection != "none"
+    ]
+    return markdown(["method", "selection", "area, moving", "area, frozen", "mass, moving", "mass, frozen"], found)
+
+
+def planted_classes(result: dict[str, Any]) -> str:
+    """Return how alike the maps of two classes are: 1 is blind to the class."""
+    selections = [name for name in next(iter(result["methods"].values()))["rows"] if name != "none"]
+    head = ["method", "cosine of relevance"]
+    for name in selections:
+        head += [f"cosine, {name}", f"mask IoU, {name}"]
+    lines = []
+    for method, entry in result["methods"].items():
+        line = [method, number(entry["rows"]["none"]["class_cosine"], 3)]
+        for name in selections:
+            row = entry["rows"].get(name, {})
+            line += [number(row.get("class_cosine"), 3), number(row.get("class_mask_iou"), 3)]
+        lines.append(line)
+    return markdown(head, lines)
+
+
+def verdict(result: dict[str, Any], selection: str) -> str:
+    """Return one sentence for each outcome: the methods where selection finds the cause better, worse, or neither."""
+    outcomes: dict[str, list[str]] = {"more": [], "less": [], "no clear difference": []}
+    for method, _, row in rows(result, selection):
+        outcomes[outcome(row["causal_mass_gain"])].append(method)
+    return "Mass on the cause, against the same area of top relevance: " + "; ".join(
+        f"{name}: {', '.join(methods) or 'none'}" for name, methods in outcomes.items()
+    )
+
+
+def outcome(gain: dict[str, Any]) -> str:
+    """Return what an interval says: more (above zero), less (below), or no clear difference."""
+    if gain["low"] is None or gain["low"] <= 0 <= gain["high"]:
+        return "no clear difference"
+    return "more" if gain["low"] > 0 else "less"
+
+
+def rows(result: dict[str, Any], selection: str) -> Iterable[tuple[str, dict[str, Any], Row]]:
+    return (
+        (method, entry, entry["rows"][selection])
+        for method, entry in result["methods"].items()
+        if selection in entry["rows"]
+    )
+
+
+def percent(value: dict[str, Any], with_interval: bool = False) -> str:
+    if value["mean"] is None:
+        return "–"
+    text = f"{100 * value['mean']:.1f}"
+    return f"{text} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]" if with_interval else text
+
+
+def difference(value: dict[str, Any]) -> str:
+    """Return a paired difference in points, bold where its interval leaves zero out."""
+    if value["mean"] is None:
+        return "–"
+    mean = f"{100 * value['mean']:+.1f}"
+    mean = mean if outcome(value) == "no clear difference" else f"**{mean}**"
+    return f"{mean} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"
+
+
+def number(value: dict[str, Any] | None, decimals: int = 2) -> str:
+    return "–" if value is None or value["mean"] is None else f"{value['mean']:.{decimals}f}"
+
+
+def markdown(head: list[str], lines: Iterable[list[str]]) -> str:
+    """Return a Markdown table: the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"planted": planted}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*TABLES, []], default=list(TABLES), help="default: all")
+    for name in parser.parse_args().names:
+        path = RESULTS / f"{name}.json"
+        path.with_suffix(".md").write_text(TABLES[name](json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+        print(f"wrote {path.with_suffix('.md').name}")
+
+
+if __name__ == "__main__":
+    main()

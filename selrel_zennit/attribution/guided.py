@@ -1,0 +1,80 @@
+"""Guided backpropagation and deconvnet: gradients with another rule at the ReLUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from zennit.composites import DeconvNet, GuidedBackprop
+from zennit.core import Composite, Hook, RemovableHandle, RemovableHandleList
+from zennit.rules import ReLUDeconvNet
+
+from ..errors import InputError
+from .gradient import Gradient
+from .registry import register_method
+
+RELUS = (nn.ReLU, nn.ReLU6)
+
+
+class GuidedReLU(Hook):
+    """Zennit's ReLUGuidedBackprop without its copies: the negative part of what a ReLU passes down is dropped.
+
+    Zennit's rule copies the input of every ReLU in the forward pass, which on C3D costs as much again as the backward
+    pass itself. For nn.ReLU and nn.ReLU6, in place too.
+    """
+
+    def register(self, module: nn.Module) -> RemovableHandleList:
+        """Register the one forward hook that is needed; before others, so that the output is the ReLU's own."""
+        return RemovableHandleList([RemovableHandle(self), module.register_forward_hook(self._guide, prepend=True)])
+
+    def _guide(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        if output.grad_fn is not None:
+            self.tensor_handles.append(output.grad_fn.register_hook(self._drop_negative))
+
+    def _drop_negative(self, grad_inputs: Any, grad_outputs: Any) -> tuple[torch.Tensor] | None:
+        if not self.active or grad_inputs[0] is None:
+            return None
+        # In place: the ReLU's derivative has just made this tensor, and nothing else holds it.
+        return (grad_inputs[0].clamp_(min=0),)
+
+
+def guided_composite(model: nn.Module) -> Composite:
+    """Return Zennit's GuidedBackprop with the lighter rule, for nn.ReLU and nn.ReLU6.
+
+    Raises InputError for a network without such modules, where it would be the plain gradient.
+    """
+    _needs_relus(model)
+    return GuidedBackprop(layer_map=[(RELUS, GuidedReLU())])
+
+
+@register_method(
+    "guided_backprop",
+    summary="gradient with negative parts dropped at every ReLU",
+    citation="Springenberg et al. 2015, arXiv 1412.6806",
+    passes=2.0,
+    compilable=True,
+    warning="nearly blind to the class and to the upper layers: close to an edge detector (Adebayo et al. 2018)",
+)
+def guided_backprop(model: nn.Module) -> Gradient:
+    """Return guided backpropagation. Raises InputError for a network whose ReLUs are not modules."""
+    return Gradient(model, guided_composite(model))
+
+
+@register_method(
+    "deconvnet",
+    summary="gradient with the ReLU applied to what flows back, instead of the ReLU's derivative",
+    citation="Zeiler and Fergus 2014, arXiv 1311.2901",
+    passes=3.5,
+    compilable=True,
+    warning="nearly blind to the class (Nie et al. 2018, arXiv 1805.07039)",
+)
+def deconvnet(model: nn.Module) -> Gradient:
+    """Return the deconvnet, with Zennit's rule. Raises InputError for a network whose ReLUs are not modules."""
+    _needs_relus(model)
+    return Gradient(model, DeconvNet(layer_map=[(RELUS, ReLUDeconvNet())]))
+
+
+def _needs_relus(model: nn.Module) -> None:
+    if not any(isinstance(module, RELUS) for module in model.modules()):
+        raise InputError("guided rules need the network's ReLUs as modules: use nn.ReLU, not torch.relu; found none")

@@ -1,0 +1,164 @@
+"""Layer-wise relevance propagation: deep Taylor decomposition with its relatives, and Zennit's composites.
+
+Relevance starts with what the caller gives, 1 at the target and 0 elsewhere as ``one_hot`` makes it, not the logit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus
+
+from ..clip import ClipSpec
+from ..composites import DTD, DTDEpsilonHead, find_head
+from ..errors import InputError
+from .gradient import Gradient
+from .head import AttrOutputFn, checked
+from .registry import register_method
+
+_BIASES = "biases take a share of the relevance, so it need not sum to 1: zero_params='bias' drops them"
+
+
+@register_method(
+    "dtd",
+    summary="deep Taylor decomposition: z^B in the first convolution, z⁺ elsewhere, biases dropped",
+    citation="Montavon et al. 2017; on C3D: Hiley et al. 2020, arXiv 2003.14285",
+    passes=6.0,
+    compilable=True,
+    warning="nearly blind to the class: maps of different classes are almost the same (Sixt et al. 2020)",
+)
+def dtd(model: nn.Module, pool: str = "winner") -> Gradient:
+    """Return selective relevance's own baseline. The box of z^B is that of ``model.spec``.
+
+    ``pool`` says where a max pool sends relevance: to the "winner", or to all in "proportional" shares; see DTD.
+    Raises InputError for another pool, and where the model has no ClipSpec.
+    """
+    return Gradient(model, DTD(*_box(model, "dtd"), pool=pool))
+
+
+class EpsilonHead(Gradient):
+    """DTD with the Epsilon rule in the class layer; a call raises InputError where that layer does not give the logits.
+
+    ``head`` and ``epsilon`` are those of DTDEpsilonHead.
+    """
+
+    def __init__(
+        self, model: nn.Module, low: torch.Tensor, high: torch.Tensor, epsilon: float = 1e-6, head: str | None = None
+    ) -> None:
+        super().__init__(model, DTDEpsilonHead(low, high, epsilon=epsilon, head=head))
+        self.head = find_head(model, head)
+
+    def forward(self, input: torch.Tensor, attr_output_fn: AttrOutputFn) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B,K], relevance [B,3,T,H,W])."""
+        output, relevance = super().forward(input, checked(self.head, attr_output_fn))
+        return output, relevance
+
+
+@register_method(
+    "dtd_epsilon_head",
+    summary="dtd with the Epsilon rule in the class layer: what speaks against the class counts",
+    citation="Bach et al. 2015 (Epsilon rule); Hiley et al. 2020, arXiv 2003.14285",
+    passes=6.0,
+    compilable=True,
+    warning="many z⁺ layers below the class layer, as in C3D, make it nearly as blind to the class as dtd",
+)
+def dtd_epsilon_head(model: nn.Module, epsilon: float = 1e-6, head: str | None = None) -> EpsilonHead:
+    """Return DTD that sees the class. ``head`` names the class layer (default: the last linear layer registered).
+
+    Raises InputError where the model has no ClipSpec or no such layer.
+    """
+    low, high = _box(model, "dtd_epsilon_head")
+    return EpsilonHead(model, low, high, epsilon, head)
+
+
+class Contrastive(Gradient):
+    """LRP of a class against the mean of the others: relevance starts with 1 at the target and −1/(K−1) elsewhere.
+
+    The rules are linear in the relevance, so one backward pass gives the target's map minus the mean of the other
+    classes' maps, exactly. What all classes have in common cancels. The map is signed and sums to 0.
+
+    The output attribution is given as for any attributor, and turned into the contrast here: A becomes
+    A_c − Σ_{k≠c} A_k ÷ (K−1). Raises InputError for a model with a single class.
+
+    Source: Gu et al. 2018, arXiv 1812.02100 (CLRP, the dual concept made of the other classes), without the final
+    max(0, ·).
+    """
+
+    def forward(self, input: torch.Tensor, attr_output_fn: AttrOutputFn) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B,K], relevance [B,3,T,H,W])."""
+
+        def against_others(logits: torch.Tensor) -> torch.Tensor:
+            if logits.shape[1] < 2:
+                raise InputError("a model with one class has no others to contrast it with; use dtd")
+            given = attr_output_fn(logits)
+            return given - (given.sum(1, keepdim=True) - given) / (logits.shape[1] - 1)
+
+        output, relevance = super().forward(input, against_others)
+        return output, relevance
+
+
+@register_method(
+    "dtd_contrastive",
+    summary="dtd of the class minus the mean dtd of the other classes: signed, sums to 0",
+    citation="Gu et al. 2018, arXiv 1812.02100 (CLRP)",
+    passes=6.0,
+    compilable=True,
+    warning="small beside dtd's map; classes may differ in little more than its sign and size",
+)
+def dtd_contrastive(model: nn.Module, pool: str = "winner") -> Contrastive:
+    """Return DTD of a class against the others; ``pool`` as for dtd. Raises InputError as dtd does."""
+    return Contrastive(model, DTD(*_box(model, "dtd_contrastive"), pool=pool))
+
+
+@register_method(
+    "lrp_epsilon_plus",
+    summary="LRP: z⁺ in convolutions, Epsilon in linear layers (Zennit's EpsilonPlus)",
+    citation="Bach et al. 2015; Montavon et al. 2019; Anders et al. 2021, arXiv 2106.13200 (Zennit)",
+    passes=6.0,
+    compilable=True,
+    warning=_BIASES,
+)
+def lrp_epsilon_plus(model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None) -> Gradient:
+    """Return Zennit's EpsilonPlus. ``zero_params="bias"`` drops the biases, which Zennit keeps by default."""
+    return Gradient(model, EpsilonPlus(epsilon=epsilon, zero_params=zero_params))
+
+
+@register_method(
+    "lrp_epsilon_gamma_box",
+    summary="LRP: z^B first, Gamma in convolutions, Epsilon in linear layers (Zennit's EpsilonGammaBox)",
+    citation="Montavon et al. 2019; Anders et al. 2021, arXiv 2106.13200 (Zennit)",
+    passes=12.0,
+    compilable=True,
+    warning=_BIASES,
+)
+def lrp_epsilon_gamma_box(
+    model: nn.Module, epsilon: float = 1e-6, gamma: float = 0.25, zero_params: str | None = None
+) -> Gradient:
+    """Return Zennit's EpsilonGammaBox with the box of ``model.spec``; ``zero_params="bias"`` drops the biases.
+
+    Raises InputError where the model has no ClipSpec.
+    """
+    low, high = _box(model, "lrp_epsilon_gamma_box")
+    return Gradient(model, EpsilonGammaBox(low, high, epsilon=epsilon, gamma=gamma, zero_params=zero_params))
+
+
+@register_method(
+    "lrp_alpha2_beta1",
+    summary="LRP: α2β1 in convolutions, Epsilon in linear layers (Zennit's EpsilonAlpha2Beta1)",
+    citation="Bach et al. 2015; Anders et al. 2021, arXiv 2106.13200 (Zennit)",
+    passes=10.0,
+    compilable=True,
+    warning=_BIASES,
+)
+def lrp_alpha2_beta1(model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None) -> Gradient:
+    """Return Zennit's EpsilonAlpha2Beta1. ``zero_params="bias"`` drops the biases, which Zennit keeps by default."""
+    return Gradient(model, EpsilonAlpha2Beta1(epsilon=epsilon, zero_params=zero_params))
+
+
+def _box(model: nn.Module, method: str) -> tuple[torch.Tensor, torch.Tensor]:
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ClipSpec):
+        raise InputError(f"{method} needs the bounds of valid input: set model.spec = ClipSpec(…), or use load_model")
+    low, high = (torch.from_numpy(np.array(bound)) for bound in spec.bounds())
+    return low, high

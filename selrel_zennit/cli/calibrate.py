@@ -1,0 +1,107 @@
+"""selrel calibrate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from ..attribution import build_method
+from ..calibration import ALPHAS, CLIPS, TOLERANCE, Calibration
+from ..calibration import calibrate as measure
+from ..clip import ClipSpec
+from ..files import atomic_path
+from ..selection import check_alpha
+from ..stills import synthetic_stills, video_stills
+from .options import json_option, method_options, model_options, open_model, write_json
+
+
+@click.command()
+@model_options
+@click.option("--method", default="dtd", show_default=True, help="A name of `selrel list methods`.")
+@click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method; may be repeated.")
+@click.option(
+    "--clips",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    help="A video, a folder of frames or a folder of videos to take frames from; may be repeated  [default: synthetic]",
+)
+@click.option(
+    "--n-clips",
+    type=click.IntRange(1),
+    default=CLIPS,
+    show_default=True,
+    help="Frozen clips to make the thresholds from.",
+)
+@click.option("--held-out", type=click.IntRange(2), help="Frozen clips to verify them on  [default: as many]")
+@click.option(
+    "--alpha",
+    "alphas",
+    type=float,
+    multiple=True,
+    default=ALPHAS,
+    show_default=True,
+    help="False-positive rate in (0, 0.5); may be repeated.",
+)
+@click.option("--output", "-o", required=True, help="The file to write, for `selrel explain --calibration`.")
+@json_option
+def calibrate(
+    method: str,
+    pairs: tuple[str, ...],
+    paths: tuple[str, ...],
+    n_clips: int,
+    held_out: int | None,
+    alphas: tuple[float, ...],
+    output: str,
+    json_path: str | None,
+    **model_settings: Any,
+) -> int:
+    """Measure thresholds with a stated false-positive rate for a model and method, and verify them.
+
+    Clips of one repeated frame are explained; what a share ALPHA of their voxels exceeds becomes the threshold. The
+    exit code is 1 where the rate on the held-out clips lies more than 20 % from ALPHA.
+    """
+    for alpha in alphas:
+        check_alpha(alpha)
+    model = open_model(**model_settings)
+    attributor = build_method(method, model, **method_options(pairs))
+    spec: ClipSpec = model.spec  # type: ignore[assignment]
+    drawn = (n_clips, held_out or n_clips, model_settings["seed"])
+    stills = video_stills(spec, paths, *drawn) if paths else synthetic_stills(spec, *drawn)
+    with atomic_path(output) as temporary:  # a place that cannot be written fails here, not after the work
+        calibration = measure(model, attributor, stills, alphas=alphas, progress=_progress)
+        Path(temporary).write_text(calibration.to_json(), encoding="utf-8")
+    write_json(json_path, calibration.to_dict())
+    if json_path != "-":
+        _report(calibration, output)
+    failed = [f"{level.alpha:g}" for level in calibration.levels if not level.holds]
+    if not failed:
+        return 0
+    print(
+        f"selrel: check failed: alpha {', '.join(failed)}: the held-out rate lies more than {TOLERANCE:.0%} away; "
+        "give more clips with --n-clips and --held-out",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _progress(clips: Iterable[Any]) -> Iterable[Any]:
+    return tqdm(clips, desc="frozen clips", unit="clip", disable=None)  # type: ignore[no-any-return]
+
+
+def _report(calibration: Calibration, output: str) -> None:
+    made_for = calibration.made_for
+    print(f"{made_for.method} on {made_for.model}: thresholds on |G|, of relevance with Σ|R| = 1 a clip")
+    print(f"{calibration.clips} frozen clips, verified on {calibration.held_out} others ({calibration.stills})")
+    for level in calibration.levels:
+        low, high = min(level.thresholds), max(level.thresholds)
+        print(
+            f"alpha {level.alpha:g}: thresholds {low:.3g} … {high:.3g}, false-positive rate held out "
+            f"{level.held_out_rate:.3g} ± {level.held_out_error:.1g} ({level.held_out_rate / level.alpha - 1:+.0%})"
+        )
+    print(f"wrote {output}")
