@@ -1,12 +1,12 @@
 """What relevance and motion relevance find of a planted cause: methods × selections on synthetic clips.
 
-    python benchmarks/planted.py [--clips 200] [--methods dtd gradient] [--threads N] [--cache FOLDER] [--redo METHOD]
+    python benchmarks/planted.py [--clips 200] [--methods dtd gradient] [--threads N] [--cache FOLDER] [--keep]
 
 Clips of a seed that no training and no calibration has seen; those that the network names rightly, since only there is
-the planted motion known to be the reason. Each is explained three times: as it is, frozen to its first frame (for the
+the planted motion known to be the reason. Each is explained three times: as it is, frozen to its middle frame (for the
 same class), and for the runner-up class. The scores of every clip go to the cache, a file per method, which is used
-again as long as clips, weights, selections and the method's code are the same. The means, with 95 % bootstrap
-intervals, go to results/planted.json; the tables made from it to results/planted.md.
+again as long as clips, weights, selections and code are the same (``--keep``: whatever has become of the code). The
+means, with 95 % bootstrap intervals, go to results/planted.json; the tables made from it to results/planted.md.
 
 The competitor of every selection is the same number of voxels of the same map, those with the greatest |R|.
 
@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def batches(model: Any, spec: SyntheticSpec, chosen: list[Chosen]) -> Iterator[B
         clips = [make_clip(spec, SEED, one.index) for one in some]
         yield Batch(
             as_input(model, [clip.frames for clip in clips]),
-            as_input(model, [frozen(clip.frames) for clip in clips]),
+            as_input(model, [frozen(clip.frames, len(clip.frames) // 2) for clip in clips]),
             [one.target for one in some],
             [one.other for one in some],
             np.stack([clip.causal_mask for clip in clips]),
@@ -206,20 +206,18 @@ def digits(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def fingerprint(model: Any, method: str, spec: SyntheticSpec, chosen: list[Chosen]) -> str:
-    """Return a hash of all that the scores of a method depend on: its code, the scores', the weights, the clips."""
-    selections = selections_of(model, method)
-    code: set[Path] = {Path(__file__)}
+def fingerprints(model: Any, method: str, spec: SyntheticSpec, chosen: list[Chosen]) -> dict[str, str]:
+    """Return hashes of all that the scores of a method depend on: "data" (weights, clips, selections) and "code"."""
+    data = repr((method, GENERATOR_VERSION, SEED, spec, chosen, selections_of(model, method))).encode()
+    weights = [value.cpu().numpy().tobytes() for value in model.state_dict().values()]
+    files: set[Path] = {Path(__file__)}
     for name in (sr.METHODS[method].build.__module__, sr.MotionSelection.__module__, planted_metrics.__name__):
-        add_code(name, code)
-    digest = hashlib.sha256()
-    for part in (
-        *(path.read_bytes() for path in sorted(code)),
-        *(value.cpu().numpy().tobytes() for value in model.state_dict().values()),
-        repr((method, GENERATOR_VERSION, SEED, spec, chosen, selections)).encode(),
-    ):
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()
+        add_code(name, files)
+    return {"data": joint_hash([data, *weights]), "code": joint_hash(path.read_bytes() for path in sorted(files))}
+
+
+def joint_hash(parts: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def add_code(module_name: str, files: set[Path]) -> None:
@@ -235,17 +233,17 @@ def add_code(module_name: str, files: set[Path]) -> None:
 
 
 def scores_of(
-    model: Any, method: str, spec: SyntheticSpec, chosen: list[Chosen], cache: Path, redo: bool
+    model: Any, method: str, spec: SyntheticSpec, chosen: list[Chosen], cache: Path, check: Iterable[str]
 ) -> dict[str, Any]:
-    """Return the scores of a method, from the cache where it holds those of the same clips, weights and code."""
-    path, key = cache / f"{method}.json", fingerprint(model, method, spec, chosen)
-    if path.exists() and not redo:
+    """Return the scores of a method, from the cache where the fingerprints named by ``check`` are the same."""
+    path, found = cache / f"{method}.json", fingerprints(model, method, spec, chosen)
+    if path.exists():
         held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if held["fingerprint"] == key:
+        if all(held["fingerprints"][name] == found[name] for name in check):
             return held
     since = time.perf_counter()
     rows = measure(model, method, spec, chosen)
-    held = {"fingerprint": key, "clips": len(chosen), "seconds": time.perf_counter() - since, "rows": rows}
+    held = {"fingerprints": found, "clips": len(chosen), "seconds": time.perf_counter() - since, "rows": rows}
     write_json(path, held)
     return held
 
@@ -275,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=200, help="clips, for methods of few passes (default 200)")
     parser.add_argument("--methods", nargs="+", choices=list(sr.METHODS), default=list(sr.METHODS))
-    parser.add_argument("--redo", nargs="*", default=[], help="methods to measure again, whatever the cache holds")
+    parser.add_argument("--keep", action="store_true", help="use the cache also where code has changed since")
     parser.add_argument("--weights", help="weights of the demo model (default: those that ship)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch (default: all cores)")
@@ -289,10 +287,11 @@ def main() -> None:
     spec = SyntheticSpec()
     model: Any = sr.load_model("demo", arguments.weights, device=arguments.device)
     chosen, drawn = choose(model, spec, count, wrong_too=arguments.quick)
+    check = ("data",) if arguments.keep else ("data", "code")
     held = {}
     for method in arguments.methods:
         some = chosen[: clips_for(method, count)]
-        held[method] = scores_of(model, method, spec, some, arguments.cache, method in arguments.redo)
+        held[method] = scores_of(model, method, spec, some, arguments.cache, check)
     result = {
         "what": "scores of relevance and motion relevance against a planted cause",
         "command": f"python benchmarks/planted.py --clips {count} --threads {arguments.threads}",

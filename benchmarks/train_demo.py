@@ -222,7 +222,8 @@ def rate(hits: Sequence[bool]) -> dict[str, float]:
     z, share = 1.959964, sum(hits) / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
-    return {"accuracy": round(share, 4), "low": round(middle - half, 4), "high": round(middle + half, 4), "n": count}
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return {"accuracy": round(share, 4), "low": round(low, 4), "high": round(high, 4), "n": count}
 
 
 @torch.no_grad()

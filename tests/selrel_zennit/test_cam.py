@@ -6,14 +6,10 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 import selrel_zennit as sr
+from maps import norm_relative
 from networks import small_c3d
 
 HOT = sr.one_hot(1, 5)
-
-
-def norm_relative(value, reference):
-    value, reference = (torch.as_tensor(x).detach().double() for x in (value, reference))
-    return float((value - reference).norm() / reference.norm())
 
 
 def in_place(model):

@@ -10,15 +10,11 @@ from zennit.attribution import Gradient as ZennitGradient
 from zennit.composites import EpsilonPlus, GuidedBackprop
 
 import selrel_zennit as sr
+from maps import norm_relative
 from networks import small_c3d, snapshot
 
 TARGET = 1
 HOT = sr.one_hot(TARGET, 5)
-
-
-def norm_relative(value, reference):
-    value, reference = (torch.as_tensor(x).detach().double() for x in (value, reference))
-    return float((value - reference).norm() / reference.norm())
 
 
 def attribute(name, model, clip, **options):
