@@ -184,8 +184,11 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"planted": planted}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*TABLES, []], default=list(TABLES), help="default: all")
-    for name in parser.parse_args().names:
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(TABLES)} (default: all)")
+    names = parser.parse_args().names or list(TABLES)
+    if unknown := [name for name in names if name not in TABLES]:
+        parser.error(f"no table {unknown[0]!r}; there are {', '.join(TABLES)}")
+    for name in names:
         path = RESULTS / f"{name}.json"
         path.with_suffix(".md").write_text(TABLES[name](json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
         print(f"wrote {path.with_suffix('.md').name}")

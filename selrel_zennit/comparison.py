@@ -1,4 +1,4 @@
-"""versus(): two classes of one clip side by side, and where their maps differ."""
+"""versus(): two classes of one clip side by side, and how far their maps differ. NumPy alone, until it is called."""
 
 from __future__ import annotations
 
@@ -66,12 +66,13 @@ class Versus:
         empty = [(one.relevance == 0).all((1, 2, 3)) for one in (self.first, self.second)]
         return np.asarray(np.where(empty[0] | empty[1], np.nan, distance))
 
+    def unit(self, one: Explanation, field: str) -> FloatArray:
+        """Return ``relevance`` or ``motion_relevance`` of one side divided by Σ|R| of its relevance, [B,T,H,W]."""
+        total = np.abs(one.relevance).sum((1, 2, 3), keepdims=True, dtype=np.float64)
+        return np.asarray(getattr(one, field) / np.where(total > 0, total, 1), np.float32)
+
     def _difference(self, field: str) -> FloatArray:
-        parts = []
-        for one in (self.first, self.second):
-            total = np.abs(one.relevance).sum((1, 2, 3), keepdims=True, dtype=np.float64)
-            parts.append(getattr(one, field) / np.where(total > 0, total, 1))
-        return np.asarray(parts[0] - parts[1], np.float32)
+        return self.unit(self.first, field) - self.unit(self.second, field)
 
 
 def versus(
@@ -108,3 +109,17 @@ def runner_up(logits: npt.NDArray[np.floating[Any]], target: npt.NDArray[np.inte
         raise InputError("a network of one class has no runner-up: there is nothing to compare with")
     others = np.where(np.arange(logits.shape[1]) == target[:, None], -np.inf, logits)
     return np.asarray(others.argmax(1), np.int64)
+
+
+def cosine(first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Return the cosine of two maps [B,T,H,W], per clip; NaN where one is zero everywhere."""
+    a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (first, second))
+    with np.errstate(invalid="ignore"):
+        # Divided one after the other: the product of the norms of two faint maps may be zero.
+        return np.asarray(np.einsum("bn,bn->b", a, b) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+
+
+def mask_iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return |A∩B| ÷ |A∪B| of two masks [B,T,H,W], per clip; NaN where both are empty."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray((first & second).sum((1, 2, 3)) / (first | second).sum((1, 2, 3)))

@@ -55,9 +55,14 @@ class MotionSelection:
             )
         return replace(PRESETS[name].selection, n_sigma=n_sigma)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of ``select_motion`` that this is."""
+        return asdict(self)
+
     def __call__(self, relevance: Array) -> tuple[Array, Array]:
         """Return (motion relevance in the input's shape and type, mask bool [B,T,H,W])."""
-        return select_motion(relevance, **asdict(self))
+        return select_motion(relevance, **self.settings)
 
     def mask(self, relevance: Array) -> Array:
         """Return the mask alone, bool [B,T,H,W]."""
@@ -94,9 +99,14 @@ class CalibratedSelection:
         if difference:
             raise InputError(f"the calibration is for another {difference}: make one with `selrel calibrate`")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of ``select_motion`` that this is."""
+        return {"thresholds": self.thresholds}
+
     def __call__(self, relevance: Array) -> tuple[Array, Array]:
         """Return (motion relevance in the input's shape and type, mask bool [B,T,H,W])."""
-        return select_motion(relevance, thresholds=self.thresholds)
+        return select_motion(relevance, **self.settings)
 
     def mask(self, relevance: Array) -> Array:
         """Return the mask alone, bool [B,T,H,W]."""

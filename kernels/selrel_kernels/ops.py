@@ -113,7 +113,7 @@ def check_settings(n_sigma: Any, *, sign: str, sigma: str, border: str, normalis
 
 
 def check_thresholds(thresholds: Any, steps: int) -> tuple[float, ...]:
-    """Return ``thresholds`` as floats. Raises TypeError or ValueError unless they are ``steps`` numbers of 0 or more."""
+    """Return ``thresholds`` as floats. Raises TypeError or ValueError unless they are ``steps`` numbers from 0 up."""
     if isinstance(thresholds, torch.Tensor | np.ndarray):
         thresholds = thresholds.tolist()
     numbers = (int, float, np.integer, np.floating)

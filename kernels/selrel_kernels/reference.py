@@ -90,23 +90,17 @@ def select_motion(
     relevance: torch.Tensor,
     n_sigma: float = 4.0,
     *,
+    thresholds: Sequence[float] | torch.Tensor | None = None,
     sign: str = "absolute",
     sigma: str = "signed",
     border: str = "replicate",
     normalise: str = "none",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``selrel_kernels.select_motion`` for tensors, without its checks: what to trace."""
-    gradient = motion_gradient(relevance.detach(), border, normalise)
-    mask = exceeds(gradient, sigma_threshold(gradient, n_sigma, sigma), sign)
-    return keep(relevance, mask), mask
-
-
-def select_calibrated(
-    relevance: torch.Tensor, thresholds: Sequence[float] | torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``selrel_kernels.select_motion(relevance, thresholds=…)`` for tensors, without its checks: what to trace."""
+    """``selrel_kernels.select_motion`` for tensors, without its checks: what to trace. ``thresholds`` go first."""
     summed = channel_sum(relevance.detach())
-    mask = exceeds(motion_gradient(summed), mass_threshold(summed, thresholds))
+    gradient = motion_gradient(summed, border, normalise)
+    threshold = sigma_threshold(gradient, n_sigma, sigma) if thresholds is None else mass_threshold(summed, thresholds)
+    mask = exceeds(gradient, threshold, sign)
     return keep(relevance, mask), mask
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from zennit.attribution import Attributor
 
 from ..attribution.target import Target
-from ..comparison import RUNNER_UP, Versus, versus
+from ..comparison import RUNNER_UP, Versus, cosine, mask_iou, versus
 from ..pipeline import explain
 from ..selection import MotionSelection, Selection
 
@@ -163,20 +163,6 @@ def sanity_check(
         ],
         "findings": findings,
     }
-
-
-def cosine(first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]]) -> Scores:
-    """Return the cosine of two maps [B,T,H,W], per clip; NaN where one is zero everywhere."""
-    a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (first, second))
-    with np.errstate(invalid="ignore"):
-        # Divided one after the other: the product of the norms of two faint maps may be zero.
-        return np.asarray(np.einsum("bn,bn->b", a, b) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
-
-
-def mask_iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Scores:
-    """Return |A∩B| ÷ |A∪B| of two masks [B,T,H,W], per clip; NaN where both are empty."""
-    with np.errstate(invalid="ignore"):
-        return np.asarray((first & second).sum((1, 2, 3)) / (first | second).sum((1, 2, 3)))
 
 
 def _centred_ranks(relevance: npt.NDArray[np.floating[Any]]) -> Scores:

@@ -18,7 +18,7 @@ import pytest
 from zennit.composites import COMPOSITES
 
 import selrel_zennit as sr
-from repo.test_readme import missing_options, run_page, unexplained
+from repo.pages import missing_options, run_page, unexplained
 from repo.tree import ROOT, project_files
 from selrel_zennit.cli import COMMANDS
 
@@ -113,6 +113,17 @@ def leftovers(notebook: dict[str, Any]) -> list[str]:
         if cell.get(key)
     ]
     return found + sorted(set(notebook["metadata"]) - {"kernelspec", "language_info"})
+
+
+def test_a_wrong_page_fails(tmp_path: Path) -> None:
+    page = tmp_path / "wrong.md"
+    page.write_text('```python\nprint("one")\n```\n```text\ntwo\n```\n', encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"wrong\.md, line 4"):
+        run_page(page)
+    page.write_text(
+        "```py\n1\n```\n<!-- not run -->\n```bash\nls\n```\n```bash\npip install x\n```\n", encoding="utf-8"
+    )
+    assert len(unexplained(page)) == 3
 
 
 def test_there_are_pages_and_notebooks() -> None:

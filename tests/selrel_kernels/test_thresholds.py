@@ -125,7 +125,7 @@ def test_it_can_be_traced() -> None:
     thresholds = tuple(usual_thresholds(random_map(8)).tolist())
 
     def select(relevance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return reference.select_calibrated(relevance, thresholds)
+        return reference.select_motion(relevance, thresholds=thresholds)
 
     graph = make_fx(select)(random_map(9))
     compiled = torch.compile(select, backend="aot_eager", fullgraph=True)
@@ -165,7 +165,7 @@ def test_one_bad_voxel_is_found(bad: float) -> None:
     for thresholds in ([0.0] * 7, [1e-3] * 7):
         with pytest.raises(ValueError, match="relevance of clip 1 holds NaN, infinity"):
             select_motion(relevance, thresholds=thresholds)
-        mask = reference.select_calibrated(relevance, thresholds)[1]
+        mask = reference.select_motion(relevance, thresholds=thresholds)[1]
         assert not mask[1].any()
         assert torch.equal(mask[:1], select_motion(relevance[:1], thresholds=thresholds)[1])
 

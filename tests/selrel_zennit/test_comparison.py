@@ -1,5 +1,7 @@
 """Two classes of one clip, against two explanations and NumPy float64."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ import torch
 from networks import small_c3d
 from selrel_zennit import InputError, MotionSelection, build_method, explain
 from selrel_zennit.comparison import Versus, runner_up, versus
+from selrel_zennit.comparison_outputs import versus_image, write_versus
+from selrel_zennit.pipeline import explain_video
 
 SELECTION = MotionSelection(n_sigma=1)
 
@@ -73,3 +77,45 @@ def test_a_map_of_zeros_has_no_distance_and_other_shapes_are_refused(model, clip
     same(np.abs(against.difference).sum((1, 2, 3)), [1, 1])
     with pytest.raises(ValueError, match="maps of the same clips"):
         Versus(pair.first, explain(model, clip[:1], "gradient", target=1))
+
+
+@pytest.fixture(scope="module")
+def written(model, tmp_path_factory):
+    """Write versus.png and versus.npz of two clips; return the folder, the summary's entry and both explanations."""
+    frames = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), dtype=np.uint8)
+    attributor = build_method("gradient", model)
+    sides = [
+        explain_video(model, frames, attributor, target, selection=SELECTION, all_clips=True, frozen=False)
+        for target in (1, 4)
+    ]
+    folder = tmp_path_factory.mktemp("versus")
+    entry = write_versus(folder, *sides, names=("one", "four"), title="gradient")
+    return folder, entry, sides
+
+
+def test_versus_files_hold_the_other_class_and_the_difference(written):
+    folder, entry, (first, second) = written
+    pair = Versus(first.explanation, second.explanation)
+    with np.load(folder / "versus.npz") as arrays:
+        np.testing.assert_array_equal(arrays["relevance"], second.explanation.relevance)
+        np.testing.assert_array_equal(arrays["mask"], second.explanation.mask)
+        np.testing.assert_array_equal(arrays["difference"], pair.difference)
+        assert arrays["target"].tolist() == [4, 4]
+    assert (entry["target"], entry["target_name"]) == (4, "four")
+    assert [clip["start"] for clip in entry["clips"]] == [0, 16]
+    same([clip["distance"] for clip in entry["clips"]], pair.distance)
+    json.dumps(entry, allow_nan=False)
+
+
+def test_versus_picture_shows_both_maps_and_their_difference(written):
+    _, _, (first, second) = written
+    pair = Versus(first.explanation, second.explanation)
+    swapped = Versus(second.explanation, first.explanation)
+    shown = [versus_image(first.pixels[0], one, 0, names=("a", "b"), title="") for one in (pair, swapped)]
+    row, left, right = 122 + 30, 20, 20 + 8 * 126 - 4
+    rows = [[image[84 + k * row : 84 + k * row + 122, left:right] for k in range(5)] for image in shown]
+    np.testing.assert_array_equal(rows[0][0], rows[1][0])  # the input
+    np.testing.assert_array_equal(rows[0][1], rows[1][2])  # A's map stands where B's stood
+    np.testing.assert_array_equal(rows[0][2], rows[1][1])
+    for number in (3, 4):
+        assert (rows[0][number] != rows[1][number]).any()  # the sign is seen

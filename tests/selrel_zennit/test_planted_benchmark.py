@@ -105,6 +105,21 @@ def test_means_and_tables_come_from_the_scores(run):
     assert line.split("|")[4].strip().startswith(f"{100 * np.mean(values):.1f} [")
 
 
+def test_tables_are_made_anew_from_the_results(run, monkeypatch):
+    _, folder = run()
+    tables, table = sys.modules["tables"], folder / "planted.md"
+    before = table.read_text("utf-8")
+    table.unlink()
+    monkeypatch.setattr(tables, "RESULTS", folder)
+    for arguments in ([], ["planted"]):
+        monkeypatch.setattr(sys, "argv", ["tables.py", *arguments])
+        tables.main()
+        assert table.read_text("utf-8") == before
+    monkeypatch.setattr(sys, "argv", ["tables.py", "planned"])
+    with pytest.raises(SystemExit):
+        tables.main()
+
+
 def test_the_cache_is_used_until_something_changes(planted, run, monkeypatch):
     def measured_again(*_):
         raise RuntimeError("measured again")
