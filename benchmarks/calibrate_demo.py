@@ -45,7 +45,7 @@ def calibrated(model: nn.Module, method: str, clips: int) -> dict[str, Any]:
     """Calibrate, write the file, and return the row of the table."""
 
     def progress(work: Iterable[Any]) -> Iterable[Any]:
-        return tqdm(work, desc=method, unit="clip", disable=None)  # type: ignore[no-any-return]
+        return tqdm(work, desc=method, unit="batch", disable=None)  # type: ignore[no-any-return]
 
     since = time.perf_counter()
     try:

@@ -95,9 +95,7 @@ class Clips(Dataset[tuple[torch.Tensor, int]]):
 
 
 def loader(data: Dataset[Any], batch: int, workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        data, batch_size=batch, num_workers=workers, worker_init_fn=lambda _: cv2.setNumThreads(1), prefetch_factor=4
-    )
+    return DataLoader(data, batch_size=batch, num_workers=workers, prefetch_factor=4)
 
 
 def to_input(frames: torch.Tensor) -> torch.Tensor:
@@ -369,6 +367,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    # Before any clip is made: a process that is forked off while OpenCV has threads waits for them for ever.
+    cv2.setNumThreads(1)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     stages = tuple(replace(stage, clips=int(stage.clips * arguments.share)) for stage in STAGES)

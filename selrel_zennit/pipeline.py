@@ -84,6 +84,10 @@ def _explain(
 
     with _timed(timings, "forward_backward"):
         logits, relevance = attributor(clip, initial_relevance)
+    if not chosen:
+        raise InputError(
+            f"{type(attributor).__name__} did not ask for an initial relevance: call attr_output_fn(logits)"
+        )
     summed = relevance.float().sum(1)
     if not torch.isfinite(summed).all():
         raise InputError("the relevance holds NaN or infinity: the method does not suit this network")

@@ -91,7 +91,7 @@ def calibrate(
 
 
 def _progress(clips: Iterable[Any]) -> Iterable[Any]:
-    return tqdm(clips, desc="frozen clips", unit="clip", disable=None)  # type: ignore[no-any-return]
+    return tqdm(clips, desc="frozen clips", unit="batch", disable=None)  # type: ignore[no-any-return]
 
 
 def _report(calibration: Calibration, output: str) -> None:

@@ -45,9 +45,10 @@ def mass_inside(relevance: Map, region: Region) -> Scores:
     the *kept mass*. Source: Arras et al. 2022, arXiv 2003.07258 (relevance mass accuracy), here with |R|.
     """
     _check(relevance, region)
-    size = np.abs(relevance, dtype=np.float64)
+    size = np.abs(relevance)
+    inside, whole = (one.sum(_CLIP, dtype=np.float64) for one in (size * region, size))
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(region, size, 0).sum(_CLIP) / size.sum(_CLIP))
+        return np.asarray(inside / whole)
 
 
 def kept_area(relevance: Map, mask: Region) -> Scores:
@@ -104,7 +105,7 @@ def flow_precision(
         raise ValueError(f"flow must be {expected} for relevance {relevance.shape}, got {flow.shape}")
     least = relevance_threshold * relevance.max(_CLIP, keepdims=True)
     positive = ((relevance >= least) & (relevance > 0))[..., :-1, :, :]
-    magnitude = np.linalg.norm(flow.astype(np.float64), axis=-1)
+    magnitude = np.hypot(flow[..., 0], flow[..., 1], dtype=np.float64)
     moving = magnitude > flow_sigma * magnitude.std((-2, -1), keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = (positive & moving).sum(_CLIP) / positive.sum(_CLIP)
