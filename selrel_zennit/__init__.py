@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .calibration import Calibration as Calibration
     from .calibration import calibrate as calibrate
     from .clip import ClipSpec as ClipSpec
+    from .comparison import Versus as Versus
+    from .comparison import versus as versus
     from .errors import InputError as InputError
     from .explanation import Explanation as Explanation
     from .models import MODELS as MODELS
@@ -45,6 +47,8 @@ _NAMES = {
     "read_frames": "video",
     "register_method": "attribution",
     "register_model": "models",
+    "versus": "comparison",
+    "Versus": "comparison",
 }
 
 __all__ = sorted(_NAMES)

@@ -76,15 +76,20 @@ def write_outputs(
     class_names: list[str] | None = None,
     style: Style | None = None,
     warnings: list[str] | None = None,
+    additions: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the five files into ``folder``, which exists, and return the summary.
 
     ``settings`` are the summary's entries that say how the explanation was made: video, model, weights, method, preset,
-    n_sigma (None where the preset is calibrated: then alpha), runner, device. For all or nothing, pass the folder of
+    n_sigma (None where the preset is calibrated: then alpha), runner, device. ``additions`` are entries that are ready
+    (versus, check); a versus.png that lies in the folder goes into the report. For all or nothing, pass the folder of
     ``files.staged_folder``.
     """
     style = style or Style()
-    summary = summarise(clips, settings=settings, class_names=class_names, warnings=warnings)
+    summary = {
+        **summarise(clips, settings=settings, class_names=class_names, warnings=warnings),
+        **(additions or {}),
+    }
     count = len(clips.starts)
     since = time.perf_counter()
     rate = min(_SINGLE_CLIP_RATE, clips.frame_rate) if count == 1 else clips.frame_rate
@@ -97,7 +102,9 @@ def write_outputs(
     for entry in summary["clips"]:
         entry["seconds"]["render"] = drawing
     summary["overlay"] = {"frame_rate": rate, "speed": rate / clips.frame_rate}
-    media = {"overlay": (folder / "overlay.mp4").read_bytes(), "strip": (folder / "strip.png").read_bytes()}
+    pictures = {name: folder / f"{name}.png" for name in ("strip", "versus")}
+    media = {name: path.read_bytes() for name, path in pictures.items() if path.exists()}
+    media["overlay"] = (folder / "overlay.mp4").read_bytes()
     (folder / "report.html").write_text(report_html(summary, media), encoding="utf-8")
     explanation = clips.explanation
     arrays = {
@@ -124,15 +131,12 @@ def summarise(
     order = np.argsort(-probabilities, kind="stable")[:5]
     share, still = explanation.motion_share(), clips.frozen_share
 
-    def name(index: int) -> str:
-        return class_names[index] if class_names else f"class {index}"
-
     return {
         **settings,
         "target": target,
-        "target_name": name(target),
+        "target_name": class_name(target, class_names),
         "target_probability": float(probabilities[target]),
-        "top5": [[name(int(index)), float(probabilities[index])] for index in order],
+        "top5": [[class_name(int(index), class_names), float(probabilities[index])] for index in order],
         "clips": [
             {
                 "start": start,
@@ -150,6 +154,11 @@ def summarise(
         "warnings": list(warnings or []),
         "versions": _versions(),
     }
+
+
+def class_name(index: int, class_names: list[str] | None) -> str:
+    """Return what a class is called."""
+    return class_names[index] if class_names else f"class {index}"
 
 
 def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any], style: Style) -> Any:

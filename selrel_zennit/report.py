@@ -10,6 +10,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from .report_checks import check_section, versus_section
+
 _SETTINGS = {
     "video": "Video",
     "model": "Model",
@@ -33,6 +35,8 @@ _OWN_PLACE = {
     "versions",
     "notes",
     "warnings",
+    "versus",
+    "check",
 }
 _SHARES = (
     ("motion_mass", "Motion, share of relevance"),
@@ -63,8 +67,8 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
     ``summary`` is what ``summary.json`` holds (model, weights, method, preset, n_sigma, target, target_name, top5,
     clips, runner, device, versions), with ``notes`` and ``warnings``, lists of sentences, and, where known,
     ``target_probability`` and ``overlay``, whose ``speed`` is that of the film against the video's own.
-    Further keys are listed among the settings. ``media``: ``overlay``, an MP4 file, and ``strip``, a PNG file. All
-    text is escaped.
+    ``versus`` and ``check`` get sections of their own, further keys are listed among the settings. ``media``:
+    ``overlay``, an MP4 file, ``strip``, a PNG file, and, with ``versus``, ``versus``, another. All text is escaped.
     Raises KeyError for a missing ``target_name``, ``top5``, ``clips`` or medium.
     """
     target = str(summary["target_name"])
@@ -95,6 +99,8 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
             f"Frames of the clip from left to right in three rows: input, relevance and motion relevance for {target}. "
             f"{_percent(mass)} of the relevance is motion relevance, in {_percent(area)} of the area."
         ),
+        versus=versus_section(summary, media.get("versus")),
+        check=check_section(summary),
         classes="\n".join(_class_row(str(name), float(p), str(name) == target) for name, p in summary["top5"]),
         shares=_headings(heading for _, heading in shares),
         stages=_headings(f"{stage.replace('_', ' ')}, s" for stage in stages),

@@ -7,14 +7,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import click
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from ..attribution import METHODS, VideoAttributor, build_method
 from ..calibration import Calibration
 from ..colormaps import palette
+from ..comparison import RUNNER_UP, runner_up
+from ..comparison_outputs import write_versus
 from ..errors import InputError
 from ..files import staged_folder
-from ..outputs import Style, write_outputs
+from ..metrics import sanity_check
+from ..outputs import ClipExplanations, Style, class_name, write_outputs
 from ..pipeline import explain_video
 from ..selection import PRESETS, MotionSelection, Selection, check_alpha
 from ..synthetic import demo_frames
@@ -37,6 +42,8 @@ from .options import json_option, method_options, model_options, open_model, wei
 @click.option("--alpha", type=float, help="False-positive rate of --preset calibrated  [default: 0.001]")
 @click.option("--calibration", "calibration_path", help="A file of `selrel calibrate`  [default: the one that ships]")
 @click.option("--target", default="top1", show_default=True, help="top1, a class index, or a class name.")
+@click.option("--versus", metavar="TARGET", help="A second class, or runner-up: both side by side, and the difference.")
+@click.option("--check", is_flag=True, help="Does the map depend on the class, and on the network's weights?")
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First frame of the (first) clip.")
 @click.option("--all-clips", is_flag=True, help="Explain every clip, for the class with the highest mean logit.")
 @click.option("--no-frozen", is_flag=True, help="Do not explain the clip frozen to one frame beside it.")
@@ -62,6 +69,8 @@ def explain(
     alpha: float | None,
     calibration_path: str | None,
     target: str,
+    versus: str | None,
+    check: bool,
     start: int,
     all_clips: bool,
     no_frozen: bool,
@@ -75,7 +84,7 @@ def explain(
     """Explain VIDEO (a file, or a folder of frames): which relevance moves, and which stands still.
 
     Without VIDEO an embedded clip is explained; without --model, by the embedded demo model. Writes overlay.mp4,
-    strip.png, report.html, explanation.npz and summary.json into --out.
+    strip.png, report.html, explanation.npz and summary.json into --out; with --versus also versus.png and versus.npz.
     """
     palette(cmap, level)  # a wrong name fails here, not after the work
     settings = _selection_settings(preset, n_sigma, alpha, calibration_path)
@@ -84,9 +93,10 @@ def explain(
         provenance: dict[str, Any] = model.provenance  # type: ignore[assignment]
         attributor = build_method(method, model, **method_options(pairs))
         selection, doubt = _selection(attributor, settings, calibration_path)
+        source = video if video is not None else demo_frames()
         clips = explain_video(
             model,
-            video if video is not None else demo_frames(),
+            source,
             attributor,
             target,
             selection=selection,
@@ -95,8 +105,26 @@ def explain(
             frozen=not no_frozen,
             progress=_progress if all_clips else iter,
         )
+        style = Style(cmap, level, relevance_norm)
+        additions: dict[str, Any] = {}
+        if versus is not None:
+            other = explain_video(
+                model,
+                source,
+                attributor,
+                _other_class(versus, clips),
+                selection=selection,
+                start=start,
+                all_clips=all_clips,
+                frozen=False,
+            )
+            additions["versus"] = write_versus(
+                folder, clips, other, names=_names(model, clips, other), title=f"{method} · {preset}", style=style
+            )
+        if check:
+            additions["check"] = _check(model, clips, method, selection, method_options(pairs))
         unknown = _doubt(model_settings["model_name"], video, str(provenance["weights"]))
-        warnings = [METHODS[method].warning, doubt, unknown]
+        warnings = [METHODS[method].warning, doubt, unknown, *additions.get("check", {}).get("findings", [])]
         summary = write_outputs(
             folder,
             clips,
@@ -110,14 +138,41 @@ def explain(
                 "device": model_settings["device"],
             },
             class_names=getattr(model, "class_names", None),
-            style=Style(cmap, level, relevance_norm),
+            style=style,
             warnings=[text for text in warnings if text],
+            additions=additions,
         )
     write_json(json_path, summary)
     if json_path != "-":
         _report(summary, out)
     for text in (*summary["notes"], *(f"warning: {warning}" for warning in summary["warnings"])):
         print(text, file=sys.stderr)
+
+
+def _other_class(versus: str, clips: ClipExplanations) -> str | int:
+    """Return the class that --versus names: "runner-up" is the one with the next highest mean logit."""
+    if versus != RUNNER_UP:
+        return versus
+    explanation = clips.explanation
+    return int(runner_up(explanation.logits.mean(0, keepdims=True), explanation.target[:1])[0])
+
+
+def _names(model: nn.Module, clips: ClipExplanations, other: ClipExplanations) -> tuple[str, str]:
+    names = getattr(model, "class_names", None)
+    first, second = (int(one.explanation.target[0]) for one in (clips, other))
+    return class_name(first, names), class_name(second, names)
+
+
+def _check(
+    model: nn.Module, clips: ClipExplanations, method: str, selection: Selection, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Check the clip in which the network was surest; see sanity_check."""
+    target = int(clips.explanation.target[0])
+    surest = int(clips.explanation.logits[:, target].argmax())
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    clip = torch.from_numpy(model.spec.from_pixels(clips.pixels[surest : surest + 1]))  # type: ignore[operator,union-attr]
+    found = sanity_check(model, clip.to(device), method, target, selection=selection, **options)
+    return {"start": clips.starts[surest], **found}
 
 
 def _selection_settings(

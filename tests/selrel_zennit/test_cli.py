@@ -238,3 +238,27 @@ def test_misspelt_commands_are_one_line(capsys):
         captured = capsys.readouterr().err
         assert captured.count("\n") == 1
         assert captured.startswith("selrel: error: ")
+
+
+def test_versus_and_check(video, tmp_path):
+    out = tmp_path / "out"
+    options = ["--method", "gradient", "--n-sigma", "1", "--no-frozen", "--out", str(out)]
+    assert main(["explain", video, *SMALL, *options, "--versus", "runner-up", "--check"]) == 0
+    assert {path.name for path in out.iterdir()} == FILES | {"versus.png", "versus.npz"}
+    summary = summary_of(out)
+    model = small_c3d()
+    clip = model.spec.clip(sr.read_frames(video, count=16))
+    selection = sr.MotionSelection(n_sigma=1)
+    pair = sr.versus(model, clip, "gradient", selection=selection)
+    assert summary["versus"]["target"] == pair.second.target[0] == np.argsort(pair.first.logits[0])[-2]
+    assert summary["versus"]["clips"][0]["distance"] == pytest.approx(pair.distance[0], rel=1e-4)
+    with np.load(out / "versus.npz") as arrays:
+        assert np.allclose(arrays["difference"], pair.difference, atol=1e-6)
+    a, b = (one.relevance.ravel().astype(float) for one in (pair.first, pair.second))
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert summary["check"]["class_sensitivity"]["cosine"] == pytest.approx(cosine, rel=1e-3)
+    assert [step["layer"] for step in summary["check"]["layers"]][:2] == ["fc8", "fc7"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Does the map depend on the class and on the network?" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert main(["explain", video, *SMALL, *options, "--target", "2", "--versus", "2"]) == 2
