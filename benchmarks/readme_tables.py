@@ -1,0 +1,127 @@
+"""Write the tables of the README from the results: what stands between ``<!-- table NAME -->`` and ``<!-- end -->``.
+
+python benchmarks/readme_tables.py [--check]      exit 1 where --check finds a table that is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tables import RESULTS, difference, markdown, number, percent
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def planted() -> str:
+    """Return, for every method, where relevance and motion relevance lie, at 4σ and calibrated."""
+    result = read("planted")
+    lines = []
+    for method, entry in result["methods"].items():
+        rows = entry["rows"]
+        whole, sigma = rows["none"], rows["default 4σ"]
+        calibrated = rows.get("calibrated α = 0.001")
+        lines.append(
+            [
+                f"`{method}`",
+                str(entry["clips"]),
+                percent(whole["causal_mass"]),
+                percent(sigma["causal_mass"]),
+                difference(sigma["causal_mass_gain"]),
+                f"{percent(whole['distractor_mass'])} → {percent(sigma['distractor_mass'])}",
+                f"{percent(sigma['mass'])} / {percent(sigma['frozen_mass'])}",
+                f"{percent(calibrated['mass'])} / {percent(calibrated['frozen_mass'])}" if calibrated else "–",
+                number(whole["class_cosine"]),
+            ]
+        )
+    head = [
+        "method",
+        "clips",
+        "on the cause, all",
+        "motion, 4σ",
+        "less the same area of top relevance",
+        "on the distractor, all → motion",
+        "kept at 4σ, moving / frozen",
+        "kept, calibrated 0.001, moving / frozen",
+        "cosine to the runner-up's map",
+    ]
+    return markdown(head, lines)
+
+
+def calibration() -> str:
+    """Return the held-out false-positive rates of the calibrations that ship."""
+    lines = []
+    for row in read("calibration")["rows"]:
+        if "impossible" in row:
+            lines.append([f"`{row['method']}`", "–", *["not possible"] * 2])
+            continue
+        rates = [
+            f"{100 * level['held_out_rate']:.3g} %" + ("" if level["within_20_percent"] else " (outside ±20 %)")
+            for level in row["levels"]
+        ]
+        lines.append([f"`{row['method']}`", f"{row['clips']} + {row['held_out']}", *rates])
+    return markdown(["method", "frozen clips", "α = 1 %", "α = 0.1 %"], lines)
+
+
+def methods_cost() -> str:
+    """Return the cost of the methods on C3D, in forward passes."""
+    rows = read("methods_cost")["rows"]
+    return markdown(["C3D, batch 1", "÷ forward"], ([name, f"{row['over_forward']:.2f}"] for name, row in rows.items()))
+
+
+def selection() -> str:
+    """Return what the selection of one map of C3D costs."""
+    tables = read("selection")["tables"]
+    lines = []
+    for allocator, table in tables.items():
+        found = next(row for row in table["against_conv3d"] if row["shape"][0] == 1 and row["dtype"] == "float32")
+        lines.append(
+            [
+                allocator,
+                f"1/{found['conv3d_over_separable_default']:.0f}",
+                f"1/{found['conv3d_over_separable_author_2021']:.0f}",
+                f"{100 * table['against_dtd']['selection_over_dtd']:.3f} %",
+            ]
+        )
+    head = ["memory of the C library", "÷ conv3d formulation", "the same, preset author-2021", "÷ DTD explanation"]
+    return markdown(head, lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "planted": planted,
+    "calibration": calibration,
+    "methods_cost": methods_cost,
+    "selection": selection,
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return results/NAME.json."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def filled(text: str) -> str:
+    """Return the README's text with every table made anew. Raises KeyError for a table that does not exist."""
+    return BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README is out of date")
+    text = README.read_text(encoding="utf-8")
+    wanted = filled(text)
+    if parser.parse_args().check:
+        return int(text != wanted)
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""What the passes share: retracing a graph with operations replaced, constants, counting."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+
+
+def retrace(graph: fx.GraphModule, rules: Mapping[Any, Callable[..., Any]] | None = None) -> fx.GraphModule:
+    """Return the graph as it runs without mutations, with operations replaced: ``rules[op](*args, **kwargs)``.
+
+    Nothing is computed: shapes alone pass through. Every call carries its ``meta["val"]`` (shape and dtype) and the
+    module that it comes from.
+    """
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    names = list(dict.fromkeys(names))
+    mode = FakeTensorMode()
+    inputs = [mode.from_tensor(node.meta["example"]) for node in graph.graph.nodes if node.op == "placeholder"]
+    constants = [mode.from_tensor(get_constant(graph, name)) for name in names]
+
+    def run(inputs: list[torch.Tensor], constants: list[torch.Tensor]) -> Any:
+        return _Replayer(graph, dict(zip(names, constants, strict=True))).run(*inputs)
+
+    with preserve_node_meta():
+        made = make_fx(functionalize(run), decomposition_table=dict(rules or {}), tracing_mode="fake")(
+            inputs, constants
+        )
+    placeholders = [node for node in made.graph.nodes if node.op == "placeholder"]
+    sources = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node, source in zip(placeholders, sources, strict=False):
+        node.meta["example"] = source.meta["example"]
+        node._rename(source.name)
+        node.target = source.name
+    for node, name in zip(placeholders[len(sources) :], names, strict=True):
+        set_constant(made, name, get_constant(graph, name))
+        with made.graph.inserting_before(node):
+            constant = made.graph.get_attr(name)
+        constant.meta = dict(node.meta)
+        node.replace_all_uses_with(constant)
+        made.graph.erase_node(node)
+    made.graph.set_codegen(fx.graph.CodeGen())
+    output, source_output = made.graph.output_node(), graph.graph.output_node().args[0]
+    values: Any = output.args[0]
+    output.args = (tuple(values) if isinstance(source_output, list | tuple) else values[0],)
+    finish(made)
+    return made
+
+
+class _Replayer(fx.Interpreter):
+    """Run a graph with its constants given from outside."""
+
+    def __init__(self, graph: fx.GraphModule, constants: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(graph)
+        self.constants = constants
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self.constants[str(target)]
+
+
+def get_constant(graph: fx.GraphModule, name: str) -> torch.Tensor:
+    """Return the constant of a ``get_attr`` node's target."""
+    value = getattr(graph, name)
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def set_constant(graph: fx.GraphModule, name: str, value: torch.Tensor) -> None:
+    """Keep a constant under a name; it replaces what was there."""
+    if hasattr(graph, name):
+        delattr(graph, name)
+    graph.register_buffer(name, value, persistent=True)
+
+
+def add_constant(graph: fx.GraphModule, value: torch.Tensor) -> fx.Node:
+    """Insert a constant at the graph's insertion point, under a new name."""
+    number = 0
+    while hasattr(graph, f"constant_{number}"):
+        number += 1
+    set_constant(graph, f"constant_{number}", value)
+    node = graph.graph.get_attr(f"constant_{number}")
+    node.meta["val"] = value.to("meta")
+    return node
+
+
+def finish(graph: fx.GraphModule) -> None:
+    """Drop what nothing uses, nodes and constants, and make the graph callable again."""
+    graph.graph.eliminate_dead_code()
+    used = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in graph.named_buffers() if name not in used]:
+        delattr(graph, name)
+    graph.graph.lint()
+    graph.recompile()
+
+
+def count_operations(graph: fx.GraphModule) -> Counter[str]:
+    """Return how often each operation is called, by name."""
+    return Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+
+
+def count_convolutions(graph: fx.GraphModule) -> int:
+    """Return the number of convolutions; the backward of one counts as one for each gradient that is asked for."""
+    count = 0
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target == CONVOLUTIONS[0]:
+            count += 1
+        elif node.op == "call_function" and node.target == CONVOLUTIONS[1]:
+            count += sum(node.args[-1][:2])
+    return count
+
+
+def constant_bytes(graph: fx.GraphModule) -> int:
+    """Return the bytes of all constants; views of one memory count once."""
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in graph.buffers()}
+    return sum(storages.values())
+
+
+def module_of(node: fx.Node) -> str | None:
+    """Return the path of the module that a node comes from, or of the nearest node before it that has one."""
+    seen: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        path = node.meta.get("custom", {}).get("module")
+        if path:
+            return str(path)
+        waiting.extend(node.all_input_nodes)
+    return None

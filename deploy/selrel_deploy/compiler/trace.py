@@ -1,0 +1,118 @@
+"""Run an attributor once and write down every tensor operation: any Zennit attributor → a graph of ATen calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from zennit.attribution import Attributor
+
+from selrel_kernels.reference import select_motion
+from selrel_zennit.errors import InputError
+from selrel_zennit.selection import MotionSelection
+
+from .rewriting import get_constant, set_constant
+
+
+def trace(attributor: Attributor, clip: torch.Tensor, selection: MotionSelection) -> fx.GraphModule:
+    """Return the graph (clip [B,3,T,H,W], target int64 [B]) → the five outputs of an artifact, as it was recorded.
+
+    A target of −1 means the top class. The class is chosen once, by a forward pass of its own, which is the same as
+    the attributor's and later falls together with it. The composite is registered while the attributor runs, unless
+    it is already; constants are copied before it is removed, since canonizers and rules put their own parameters into
+    the model for that time. The model is left as it was found.
+
+    Raises InputError for an attributor that decides by looking at values, which one fixed graph cannot.
+    """
+    model = attributor.model
+    registered = attributor.composite is not None and attributor.composite.handles
+    example = clip.detach().clone()
+    target = torch.full((len(clip),), -1, dtype=torch.int64, device=clip.device)
+
+    def explain(clip: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            logits = model(clip)
+        explained = torch.where(target < 0, logits.argmax(1), target)
+        classes = torch.arange(logits.shape[1], device=logits.device)
+        _, attribution = attributor(clip, (classes == explained[:, None]).to(logits.dtype))
+        if attribution.shape != clip.shape:
+            raise InputError(
+                f"the attribution must have the clip's shape {tuple(clip.shape)}, got {tuple(attribution.shape)}"
+            )
+        relevance = attribution.detach().sum(1)
+        return (logits.detach(), explained, relevance, *select_motion(relevance, **asdict(selection)))
+
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _parameters_kept(model),
+        nullcontext() if registered else attributor,
+        _module_paths(model),
+    ):
+        try:
+            graph = make_fx(explain)(example, target)
+        except RuntimeError as error:
+            if "get value out of a tracing tensor" in str(error):
+                raise InputError(
+                    "the attributor or model looks at values of its tensors to decide what to do, "
+                    "which one fixed graph cannot: use a method that `selrel list methods` calls compilable"
+                ) from error
+            raise
+        _copy_constants(graph)
+    for node, value in zip(graph.graph.find_nodes(op="placeholder"), (example, target), strict=True):
+        node.meta["example"] = value
+    return graph
+
+
+def _copy_constants(graph: fx.GraphModule) -> None:
+    """Turn every tensor that the graph refers to into one of its own."""
+    for name in {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}:
+        set_constant(graph, name, get_constant(graph, name).detach().clone(memory_format=torch.contiguous_format))
+
+
+@contextmanager
+def _parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the very parameters that the modules had: Zennit 1.0's rules leave others in their place."""
+    before = [(module, dict(module._parameters)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters in before:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+
+
+@contextmanager
+def _module_paths(model: nn.Module) -> Iterator[None]:
+    """Note in every traced node which module was running, as ``meta["custom"]["module"]``."""
+    names = {module: name or type(model).__name__ for name, module in model.named_modules()}
+    running: list[str] = []
+
+    def say() -> None:
+        traceback.current_meta["custom"] = {"module": running[-1]} if running else {}
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if module in names:
+            running.append(names[module])
+            say()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if module in names:
+            running.pop()
+            say()
+
+    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    try:
+        with traceback.preserve_node_meta():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        traceback.current_meta.pop("custom", None)

@@ -1,0 +1,32 @@
+"""The README's tables are what the results say; a figure that was typed or grown old is found."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+
+from repo.tree import ROOT
+
+
+@pytest.fixture
+def readme_tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module("readme_tables")
+    for name in ("readme_tables", "tables"):
+        sys.modules.pop(name, None)
+
+
+def test_tables_of_the_readme_are_generated(readme_tables):
+    text = readme_tables.README.read_text(encoding="utf-8")
+    assert readme_tables.filled(text) == text, "run python benchmarks/readme_tables.py"
+    assert {match[2] for match in readme_tables.BLOCK.finditer(text)} == set(readme_tables.TABLES)
+
+
+def test_a_typed_figure_is_found(readme_tables):
+    text = readme_tables.README.read_text(encoding="utf-8")
+    block = next(readme_tables.BLOCK.finditer(text))
+    changed = text.replace(block[0], block[0].replace("<!-- end -->", "| made up | 1 |\n<!-- end -->"))
+    assert changed != text
+    assert readme_tables.filled(changed) == text

@@ -1,0 +1,81 @@
+"""A small network with every kind of layer the compiler has to lower, clips with ties, and graphs of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import selrel_zennit as sr
+from selrel_deploy.compiler.lower import lower
+
+
+class Varied(nn.Module):
+    """Batch norm, a sum, overlapping, average and adaptive pools, strided, grouped and dilated convolutions."""
+
+    cam_layer = "relu3"
+    num_classes = 5
+    spec = sr.ClipSpec(frames=6, short_side=16, crop=16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(3, 4, 3, stride=(1, 2, 2), padding=1)
+        self.bn1 = nn.BatchNorm3d(4)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.pool1 = nn.MaxPool3d(3, stride=(1, 2, 2), padding=1)
+        self.conv2 = nn.Conv3d(4, 4, 3, padding=2, dilation=2, groups=2)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.pool2 = nn.AvgPool3d((2, 1, 1))
+        self.conv3 = nn.Conv3d(4, 6, 3, stride=2, padding=1, groups=2)
+        self.relu3 = nn.ReLU()
+        self.pool3 = nn.AdaptiveAvgPool3d((1, 2, 1))
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        low = self.pool1(self.relu1(self.bn1(self.conv1(clip))))
+        low = self.relu2(self.conv2(low)) + low
+        return self.fc(self.flatten(self.pool3(self.relu3(self.conv3(self.pool2(low))))))
+
+
+def varied(dtype: torch.dtype = torch.float64) -> Varied:
+    generator = torch.Generator().manual_seed(4)
+    model = Varied()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+    model.bn1.running_mean.copy_(torch.randn(4, generator=generator) * 20)  # type: ignore[union-attr, operator]
+    model.bn1.running_var.copy_(torch.rand(4, generator=generator) * 900 + 100)  # type: ignore[union-attr, operator]
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def clip_with_ties(spec: sr.ClipSpec, seed: int) -> torch.Tensor:
+    """Return a clip as real video is: flat regions, saturated pixels, repeated frames, a moving block, and noise."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((1, spec.frames, spec.crop, spec.crop, 3), (40 * seed + 60) % 256, np.uint8)
+    noisy = pixels[:, :, :, spec.crop // 2 :]
+    noisy[:] = rng.integers(0, 256, noisy.shape, dtype=np.uint8)
+    for step in range(spec.frames):
+        pixels[:, step, 3:7, (step + seed) % 6 : (step + seed) % 6 + 3] = 255
+    pixels[:, 4] = pixels[:, 3]
+    return torch.from_numpy(spec.from_pixels(pixels))
+
+
+def norm_relative(value: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((value.double() - reference.double()).norm() / reference.double().norm())
+
+
+@pytest.fixture
+def lowered() -> Callable[..., fx.GraphModule]:
+    """Return a function that traces another one on example tensors and lowers what it recorded."""
+
+    def build(function: Callable[..., object], *examples: torch.Tensor) -> fx.GraphModule:
+        graph = make_fx(function)(*examples)
+        for node, value in zip(graph.graph.find_nodes(op="placeholder"), examples, strict=True):
+            node.meta["example"] = value
+        return lower(graph)
+
+    return build
