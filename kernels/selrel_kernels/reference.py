@@ -83,7 +83,12 @@ def exceeds(gradient: torch.Tensor, threshold: torch.Tensor, sign: str = "absolu
 
 def keep(relevance: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """``where(mask, R, 0)`` in R's shape and dtype: R [B,C,T,H,W] or [B,T,H,W], one mask [B,T,H,W] for all channels."""
-    return torch.where(mask[:, None] if relevance.ndim == 5 else mask, relevance, 0.0)
+    wide = mask[:, None] if relevance.ndim == 5 else mask
+    if relevance.device.type == "cpu":
+        # A product takes a third of the time of where(). It differs in the sign of zeros, and where R is NaN or
+        # infinite, which ops refuses on the CPU.
+        return relevance * wide
+    return torch.where(wide, relevance, 0.0)
 
 
 def select_motion(
