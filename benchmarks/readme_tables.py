@@ -43,9 +43,9 @@ def planted() -> str:
     head = [
         "method",
         "clips",
-        "on the cause, all",
-        "motion, 4σ",
-        "less the same area of top relevance",
+        "on the cause: all relevance",
+        "on the cause: motion, 4σ",
+        "difference to the same area of top relevance",
         "on the distractor, all → motion",
         "kept at 4σ, moving / frozen",
         "kept, calibrated 0.001, moving / frozen",
