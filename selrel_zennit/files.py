@@ -44,16 +44,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises InputError where ``path`` is a folder or cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a file; {_REMEDY}")
-    folder = _writable_ancestor(path.parent)
-    temporary = folder / f".{path.stem}-{secrets.token_hex(4)}{path.suffix}"
+    temporary = _temporary_for(path)
     try:
         yield temporary
         _make_folder(path.parent)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise InputError where ``atomic_path`` would: before long work, not after it. Nothing stays behind."""
+    _temporary_for(Path(path)).unlink(missing_ok=True)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -63,6 +65,18 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _temporary_for(path: Path) -> Path:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a file; {_REMEDY}")
+    temporary = _writable_ancestor(path.parent) / f".{path.stem}-{secrets.token_hex(4)}{path.suffix}"
+    try:
+        # Some file systems refuse only when something is made.
+        temporary.touch()
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}; {_REMEDY}") from error
+    return temporary
 
 
 def _writable_ancestor(folder: Path) -> Path:

@@ -165,7 +165,11 @@ def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any
     explanation, entry = clips.explanation, summary["clips"][index]
     calibrated = summary["preset"] == "calibrated"
     level = f"α {summary['alpha']:g}" if calibrated else f"{summary['n_sigma']:g}σ"
-    words = (summary["method"], summary["model"], f"{summary['preset']} {level}", f"from frame {entry['start']}")
+    model = summary["model"]
+    if str(summary["weights"]).startswith("random"):
+        # A picture is passed on without the warnings that stand in the summary.
+        model += ", random weights"
+    words = (summary["method"], model, f"{summary['preset']} {level}", f"from frame {entry['start']}")
 
     def share(kind: str) -> tuple[float, float]:
         area, mass = entry[f"{kind}_area"], entry[f"{kind}_mass"]

@@ -73,6 +73,8 @@ def _explain(
     chosen: list[torch.Tensor] = []
 
     def initial_relevance(logits: torch.Tensor) -> torch.Tensor:
+        if not isinstance(logits, torch.Tensor):
+            raise InputError(f"the network must return logits [B,K], got {type(logits).__name__}")
         if logits.ndim != 2 or len(logits) != len(clip):
             raise InputError(f"the network must return logits [B,K] for [B,3,T,H,W], got {tuple(logits.shape)}")
         if not torch.isfinite(logits).all():
@@ -138,7 +140,7 @@ def explain_video(
             notes.append(f"{info.width}×{info.height} pixels: {spec.describe_resize()}")
 
     def clips() -> Iterator[tuple[int, int, Frames, float]]:
-        return _cut(source, spec, start, all_clips)
+        return _cut(source, spec, start, all_clips, notes)
 
     if all_clips and target in ("top1", -1):
         with torch.inference_mode():
@@ -179,7 +181,7 @@ def explain_video(
 
 
 def _cut(
-    source: str | Path | Frames, spec: ClipSpec, start: int, all_clips: bool
+    source: str | Path | Frames, spec: ClipSpec, start: int, all_clips: bool, notes: list[str]
 ) -> Iterator[tuple[int, int, Frames, float]]:
     """Yield (first frame, frames available, pixels [T,H,W,3], seconds of reading and resizing) for each clip."""
     since = time.perf_counter()
@@ -199,6 +201,8 @@ def _cut(
                 return
             since = time.perf_counter()
     if first > start:
+        if held:
+            notes.append(f"frames {first}…{first + len(held) - 1}, the last, are no whole clip and left out")
         return
     name = "the frames given" if isinstance(source, np.ndarray) else str(source)
     if len(held) < 2:
@@ -218,6 +222,11 @@ def _checked(clip: torch.Tensor, model: nn.Module) -> torch.Tensor:
             f"the clip is {tuple(clip.shape)}, the model takes [B,{','.join(map(str, spec.shape))}]: "
             "make it with model.spec.clip(frames), or set model.spec"
         )
+    if len(clip) == 0:
+        raise InputError("a batch of no clips: give at least one")
+    weights = next(model.parameters(), None)
+    if weights is not None and clip.dtype != weights.dtype:
+        raise InputError(f"the clip is {clip.dtype}, the network's weights are {weights.dtype}: convert one of them")
     if not torch.isfinite(clip).all():
         raise InputError("the clip holds NaN or infinity")
     return clip

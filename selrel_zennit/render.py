@@ -179,7 +179,7 @@ def strip_image(
     canvas.text("Motion relevance", left, top + 2 * row + 14, 13, MUTED)
     canvas.text(_percent(motion_share[1]), left, top + 2 * row + 52, 34, ACCENT, bold=True)
     canvas.text("of all |relevance|, in", left, top + 2 * row + 76, 13, TEXT)
-    canvas.text(f"{_percent(motion_share[0])} of the voxels", left, top + 2 * row + 96, 13, TEXT)
+    canvas.text(f"{_percent(motion_share[0])} of relevant voxels", left, top + 2 * row + 96, 13, TEXT)
     if frozen_share is not None:
         canvas.text("The same clip, frozen", left, top + 2 * row + 132, 13, MUTED)
         text = f"{_percent(frozen_share[1])} in {_percent(frozen_share[0])} of them"
@@ -313,7 +313,7 @@ def _curves(canvas: Canvas, paint: _Painter, chart: tuple[int, int, int, int]) -
 
 def _share_text(motion_share: tuple[float, float]) -> str:
     area, mass = motion_share
-    return f"kept: {_percent(mass)} of |R| in {_percent(area)} of the voxels"
+    return f"kept: {_percent(mass)} of |R| in {_percent(area)} of relevant voxels"
 
 
 def _progress(canvas: Canvas, index: int, count: int, x: int, y: int, width: int) -> None:

@@ -120,7 +120,7 @@ def _facts(
         ("Motion area", _percent(area), "of the voxels with relevance" + over, ""),
     ]
     if math.isfinite(still):
-        detail = f"of all relevance, in {_percent(still_area)} of the voxels"
+        detail = f"of all relevance, in {_percent(still_area)} of the voxels with relevance"
         facts.append(("The same, frozen", _percent(still), detail + over, ""))
     return "\n".join(
         f"<div><dt>{name}</dt><dd{kind}>{escape(value)}<small>{escape(detail)}</small></dd></div>"

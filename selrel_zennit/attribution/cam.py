@@ -94,8 +94,8 @@ class GuidedGradCAM(_CAM):
 
 
 def _cam_layer(name: str, model: nn.Module, layer: str | None) -> str:
-    layer = layer or getattr(model, "cam_layer", None)
-    if not layer:
+    layer = getattr(model, "cam_layer", None) if layer is None else layer
+    if layer is None:
         raise InputError(f"{name} needs a layer: set model.cam_layer, or build_method({name!r}, model, layer='…')")
     return layer
 

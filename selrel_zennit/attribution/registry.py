@@ -61,7 +61,9 @@ def register_method(
     return register
 
 
-def build_method(name: str, model: nn.Module, *, record: str | Iterable[str] = (), **options: Any) -> VideoAttributor:
+def build_method(
+    name: str, model: nn.Module, /, *, record: str | Iterable[str] = (), **options: Any
+) -> VideoAttributor:
     """Return the attributor of method ``name`` for ``model``, with ``.info`` saying what it is.
 
     ``record`` names modules: after a call, ``attributor.recorded[name]`` is the relevance at that module's output, per

@@ -9,7 +9,7 @@ import torch
 from ..errors import InputError
 from ..text import close_names
 
-Target = int | str | Sequence[int] | torch.Tensor
+Target = int | str | Sequence[int] | torch.Tensor | None
 
 
 def one_hot(target: int | Sequence[int] | torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -31,10 +31,12 @@ def one_hot(target: int | Sequence[int] | torch.Tensor, num_classes: int) -> tor
 def resolve_target(target: Target, logits: torch.Tensor, class_names: Sequence[str] | None = None) -> torch.Tensor:
     """Return the class indices that ``target`` means for ``logits`` [B,K]: int64 [B], on the logits' device.
 
-    ``target`` is "top1" or -1 (each clip's own top class), an index, a decimal string, a name of ``class_names``, or
-    one index per clip. Raises InputError for a name or index that does not exist.
+    ``target`` is "top1", None or -1 (each clip's own top class), an index, a decimal string, a name of ``class_names``,
+    or one index per clip. Raises InputError for a name or index that does not exist.
     """
     batch, num_classes = logits.shape
+    if target is None:
+        target = "top1"
     if isinstance(target, str):
         target = _parse(target, num_classes, class_names)
     if isinstance(target, int) and target == -1:
@@ -49,6 +51,8 @@ def resolve_target(target: Target, logits: torch.Tensor, class_names: Sequence[s
 def _parse(target: str, num_classes: int, class_names: Sequence[str] | None) -> int:
     if target == "top1":
         return -1
+    if class_names is not None and list(class_names).count(target) > 1:
+        raise InputError(f"{list(class_names).count(target)} classes are named {target!r}: give the index")
     if class_names is not None and target in class_names:
         return list(class_names).index(target)
     try:

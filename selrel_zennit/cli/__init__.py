@@ -72,6 +72,8 @@ def main(args: list[str] | None = None) -> int:
         return _fail(str(error))
     except click.ClickException as error:
         return _fail(error.format_message())
+    except OSError as error:
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}; make room, or write elsewhere")
     except click.Abort:
         return _fail("interrupted", 130)
     return code if isinstance(code, int) else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,13 +18,15 @@ from ..colormaps import palette
 from ..comparison import RUNNER_UP, runner_up
 from ..comparison_outputs import write_versus
 from ..errors import InputError
-from ..files import staged_folder
+from ..files import check_writable, staged_folder
 from ..metrics import sanity_check
 from ..outputs import ClipExplanations, Style, class_name, write_outputs
 from ..pipeline import explain_video
 from ..selection import PRESETS, MotionSelection, Selection, check_alpha
 from ..synthetic import demo_frames
 from .options import json_option, method_options, model_options, open_model, weights_entry, write_json
+
+OPTIONAL_FILES = ("versus.png", "versus.npz")
 
 
 @click.command()
@@ -86,6 +89,11 @@ def explain(
     Without VIDEO an embedded clip is explained; without --model, by the embedded demo model. Writes overlay.mp4,
     strip.png, report.html, explanation.npz and summary.json into --out; with --versus also versus.png and versus.npz.
     """
+    for option, value in (("VIDEO", video), ("--out", out), ("--json", json_path)):
+        if value == "":
+            raise InputError(f"{option} is empty: name a path")
+    if json_path not in (None, "-"):
+        check_writable(json_path)
     palette(cmap, level)  # a wrong name fails here, not after the work
     settings = _selection_settings(preset, n_sigma, alpha, calibration_path)
     with staged_folder(out) as folder:
@@ -124,7 +132,8 @@ def explain(
         if check:
             additions["check"] = _check(model, clips, method, selection, method_options(pairs))
         unknown = _doubt(model_settings["model_name"], video, str(provenance["weights"]))
-        warnings = [METHODS[method].warning, doubt, unknown, *additions.get("check", {}).get("findings", [])]
+        cut = f"clip spec {provenance['clip_spec']}" if "clip_spec" in provenance else None
+        warnings = [METHODS[method].warning, doubt, unknown, cut, *additions.get("check", {}).get("findings", [])]
         summary = write_outputs(
             folder,
             clips,
@@ -142,6 +151,10 @@ def explain(
             warnings=[text for text in warnings if text],
             additions=additions,
         )
+    for name in OPTIONAL_FILES:
+        # Of an earlier run into the same folder; beside this run's summary they would be taken for its own.
+        if name.partition(".")[0] not in additions:
+            (Path(out) / name).unlink(missing_ok=True)
     write_json(json_path, summary)
     if json_path != "-":
         _report(summary, out)
@@ -235,7 +248,8 @@ def _report(summary: dict[str, Any], out: str) -> None:
         print(f"frame {clip['start']}: motion is {mass} of the relevance, on {area} of its area{_frozen(clip)}")
     if len(summary["clips"]) > 10:
         print(f"… and {len(summary['clips']) - 10} more clips in summary.json")
-    print(f"wrote overlay.mp4, strip.png, report.html, explanation.npz, summary.json to {out}")
+    files = ["overlay.mp4", "strip.png", "report.html", "explanation.npz", "summary.json"]
+    print(f"wrote {', '.join(files + list(OPTIONAL_FILES if 'versus' in summary else ()))} to {out}")
 
 
 def _frozen(clip: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ def _models() -> list[dict[str, Any]]:
 
 def _composites() -> list[dict[str, Any]]:
     return [
-        {"name": name, "summary": (composite.__doc__ or "").strip().split(". ")[0].replace("\n", " ").strip()}
+        {"name": name, "summary": " ".join((composite.__doc__ or "").strip().split("\n\n")[0].split())}
         for name, composite in COMPOSITES.items()
     ]
 

@@ -34,14 +34,24 @@ def model_options(command: F) -> F:
                 help="A name of `selrel list models`, or package.module:factory.",
             ),
             click.option("--weights", help="A weight file (safetensors or a state dict), embedded, own or random."),
-            click.option("--num-classes", type=click.IntRange(1), help="Classes of the network  [default: the file's]"),
+            click.option(
+                "--num-classes", type=click.IntRange(1, 10**6), help="Classes of the network  [default: the file's]"
+            ),
             click.option(
                 "--clip-spec", help="A ClipSpec as a JSON file, or the name of a C3D variant  [default: the model's]"
             ),
             click.option("--class-names", type=click.Path(), help="A text file, one class name a line."),
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
-            click.option("--threads", type=click.IntRange(1), help="CPU threads of torch  [default: torch's own]"),
-            click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights."),
+            click.option(
+                "--threads", type=click.IntRange(1, 1024), help="CPU threads of torch  [default: torch's own]"
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(0, 2**63 - 1),
+                default=0,
+                show_default=True,
+                help="Seed of random weights.",
+            ),
         )
     ):
         command = option(command)
@@ -68,9 +78,9 @@ def open_model(
     """Return the network that the options of ``model_options`` name. Raises InputError."""
     if threads:
         torch.set_num_threads(threads)
-    spec = _read_spec(clip_spec) if clip_spec else None
+    spec = _read_spec(clip_spec) if clip_spec is not None else None
     model = load_model(model_name, weights, num_classes=num_classes, seed=seed, spec=spec, device=_device(device))
-    if class_names:
+    if class_names is not None:
         model.class_names = _read_names(class_names)  # type: ignore[assignment]
     return model
 
@@ -112,6 +122,8 @@ def write_json(path: str | None, figures: Any) -> None:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
     except RuntimeError:
         raise InputError(f"--device {name!r}: give cpu, cuda or cuda:N{close_names(name, ['cpu', 'cuda'])}") from None
     if device.type == "cuda" and not torch.cuda.is_available():

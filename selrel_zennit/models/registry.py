@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ MODELS: dict[str, ModelEntry] = {}
 def register_model(name: str, **fields: Any) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Register a factory ``(num_classes=…, spec=…) -> nn.Module`` under ``name``; ``fields`` are ModelEntry's.
 
+    "random" weights are drawn by the network's ``reset_parameters(seed)`` where it has one, else module by module.
     Raises ValueError when the name is taken.
     """
 
@@ -90,8 +92,11 @@ def load_model(
     )
     if spec is not None:
         model.spec = spec  # type: ignore[assignment]
-    elif not isinstance(getattr(model, "spec", None), ClipSpec):
+    elif getattr(model, "spec", None) is None:
         model.spec = ClipSpec()  # type: ignore[assignment]
+        provenance["clip_spec"] = "none given: clips are cut as for C3D"
+    elif not isinstance(model.spec, ClipSpec):
+        raise InputError(f"{label}: .spec must be a ClipSpec, got {type(model.spec).__name__}; set sr.ClipSpec(…)")
     model.provenance = {"model": label, **provenance}  # type: ignore[assignment]
     # Explanations differentiate with respect to the input alone.
     return model.to(device).eval().requires_grad_(False)
@@ -107,9 +112,11 @@ def _load_registered(
             f"{entry.name} ships without weights: pass --weights FILE, or --weights random for an untrained one"
         )
     if weights == "random":
-        model = _build_empty(entry, num_classes or entry.classes, spec)
-        model.reset_parameters(seed)  # type: ignore[operator]
+        model = _build(entry, num_classes or entry.classes, spec)
+        _reset(model, seed)
         return model, {"weights": f"random seed {seed}", "sha256": None, "layout": None}
+    if weights == "own":
+        raise InputError(f"--weights own is for factories; for {entry.name} pass --weights FILE or random")
     if weights == "embedded" and entry.embedded is None:
         having = ", ".join(other.name for other in MODELS.values() if other.embedded) or "none"
         raise InputError(f"{entry.name} has no embedded weights (these have: {having}): pass --weights FILE or random")
@@ -124,18 +131,25 @@ def _load_registered(
             raise InputError(f"{path}: {error}") from None
         spec = spec or file_spec
     in_file = int(state[entry.head].shape[0]) if entry.head in state else entry.classes
-    model = _build_empty(entry, num_classes or in_file, spec)
+    model = _build(entry, num_classes or in_file, spec)
     check_state(state, model.state_dict(), path, num_classes or in_file)
     model.load_state_dict(state)
     source = "embedded" if weights == "embedded" else str(path)
     return model, {"weights": source, "sha256": sha256_file(path), "layout": layout}
 
 
-def _build_empty(entry: ModelEntry, num_classes: int, spec: ClipSpec | None) -> nn.Module:
-    # On the meta device: drawing 78 million numbers only to overwrite them takes longer than reading the file.
-    with torch.device("meta"):
-        model = entry.build(num_classes=num_classes, spec=spec)
-    return model.to_empty(device="cpu")
+def _build(entry: ModelEntry, num_classes: int, spec: ClipSpec | None) -> nn.Module:
+    """Return the network with whatever numbers it has: all of them are overwritten."""
+    try:
+        # On the meta device: drawing 78 million numbers only to overwrite them takes longer than reading the file.
+        with torch.device("meta"):
+            model = entry.build(num_classes=num_classes, spec=spec)
+        if next(model.buffers(), None) is None:
+            return model.to_empty(device="cpu")
+        # A buffer may hold constants that no file and no reset brings back.
+        return entry.build(num_classes=num_classes, spec=spec)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{entry.name} cannot be built for {num_classes} classes: {error}") from None
 
 
 def _load_factory(
@@ -152,7 +166,10 @@ def _load_factory(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = factory() if num_classes is None else factory(num_classes=num_classes)
+        try:
+            model = factory() if num_classes is None else factory(num_classes=num_classes)
+        except Exception as error:
+            raise InputError(f"{label} failed to make a network: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{label} must return a torch.nn.Module, got {type(model).__name__}")
     if weights == "random":
@@ -168,6 +185,10 @@ def _load_factory(
 
 
 def _reset(model: nn.Module, seed: int) -> None:
+    own = getattr(model, "reset_parameters", None)
+    if callable(own) and "seed" in inspect.signature(own).parameters:
+        own(seed)
+        return
     # A factory may have loaded weights of its own; "random" must not keep them.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -183,7 +204,7 @@ def _import_factory(name: str) -> Callable[..., nn.Module]:
     sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever the user's module raises
         raise InputError(
             f"{name}: cannot import {module_name} ({error}); give --model package.module:factory"
         ) from None

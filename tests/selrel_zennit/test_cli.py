@@ -115,6 +115,7 @@ def test_all_clips_explain_the_class_with_the_highest_mean_logit(tmp_path):
         assert np.allclose(arrays["logits"], logits, rtol=1e-4, atol=1e-3)
         assert (arrays["target"] == int(logits.mean(0).argmax())).all()
     assert len(sr.read_frames(tmp_path / "out" / "overlay.mp4")) == 48
+    assert any("frames 48…54" in note and "left out" in note for note in summary["notes"])
 
 
 def test_start(video, tmp_path):
@@ -189,6 +190,17 @@ def bad_inputs(folder):
     yield "out is below a file", [str(good), *SMALL, "--out", str(folder / "file" / "out")], "file"
     yield "negative sigma", [str(good), *SMALL, "--n-sigma", "-1"], "n_sigma"
     yield "no such device", [str(good), *SMALL, "--device", "cuda:99"], "cuda"
+    yield "json is a folder", [str(good), *SMALL, "--json", str(folder / "nothing")], "nothing"
+    yield "empty out", [str(good), *SMALL, "--out", ""], "--out is empty"
+    yield "option of the wrong kind", [str(good), *SMALL, "--method", "gradcam", "--option", "layer=3"], "layer"
+    yield "option called model", [str(good), *SMALL, "--option", "model=3"], "model"
+    yield "other device", [str(good), *SMALL, "--device", "meta"], "cuda"
+    yield "no network", [str(good), "--model", "os:getcwd", "--weights", "own"], "torch.nn.Module"
+    yield (
+        "a factory that fails",
+        [str(good), "--model", "networks:small_c3d", "--weights", "own", "--num-classes", "0"],
+        "num",
+    )
     yield "unknown preset", [str(good), *SMALL, "--preset", "author"], "author-2020"
 
 
@@ -262,3 +274,6 @@ def test_versus_and_check(video, tmp_path):
     assert "Does the map depend on the class and on the network?" in page
     assert page.count("data:image/png;base64,") == 2
     assert main(["explain", video, *SMALL, *options, "--target", "2", "--versus", "2"]) == 2
+    # A later run without --versus leaves none of an earlier one's files beside its own summary.
+    assert main(["explain", video, *SMALL, *options]) == 0
+    assert {path.name for path in out.iterdir()} == FILES

@@ -133,3 +133,44 @@ def test_names_are_registered_once():
         sr.register_model("c3d", summary="", citation="", classes=1)(Flat)
     with pytest.raises(ValueError, match="already"):
         sr.register_method("dtd", summary="", citation="", passes=1, compilable=True)(lambda model: None)
+
+
+class Scaled(Flat):
+    """A network whose constant no file holds."""
+
+    def __init__(self, num_classes=4):
+        super().__init__(num_classes)
+        self.register_buffer("scale", torch.full((4,), 2.0), persistent=False)
+
+
+def test_a_registered_network_keeps_its_constants(monkeypatch):
+    monkeypatch.setattr("selrel_zennit.models.registry.MODELS", dict(sr.MODELS))
+    sr.register_model("scaled", summary="", citation="", classes=4)(lambda num_classes, spec: Scaled(num_classes))
+    first, again = (sr.load_model("scaled", weights="random", seed=3) for _ in range(2))
+    assert first.scale.tolist() == [2.0] * 4
+    assert torch.equal(first.layer.weight, again.layer.weight)
+    with pytest.raises(sr.InputError, match="own is for factories"):
+        sr.load_model("scaled", weights="own")
+
+
+def test_a_network_that_does_not_fit_is_said_so():
+    model = sr.load_model(lambda: Pair(), weights="own")
+    with pytest.raises(sr.InputError, match="must return logits"):
+        sr.explain(model, torch.zeros(1, *model.spec.shape), "gradient")
+    plain = sr.load_model(tuned, weights="own")
+    assert "as for C3D" in plain.provenance["clip_spec"]
+    with pytest.raises(sr.InputError, match="convert one of them"):
+        sr.explain(plain, torch.zeros(1, *plain.spec.shape).half(), "gradient")
+    with pytest.raises(sr.InputError, match="no clips"):
+        sr.explain(plain, torch.zeros(0, *plain.spec.shape), "gradient")
+    wrong = Flat()
+    wrong.spec = {"frames": 8}
+    with pytest.raises(sr.InputError, match=r"\.spec must be a ClipSpec"):
+        sr.load_model(lambda: wrong, weights="own")
+
+
+class Pair(nn.Module):
+    """Returns more than logits."""
+
+    def forward(self, clip):
+        return clip.mean((2, 3, 4)), clip
