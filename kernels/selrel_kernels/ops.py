@@ -81,12 +81,11 @@ def select_motion(
     n_sigma = DEFAULT_N_SIGMA if n_sigma is None else n_sigma
     check_settings(n_sigma, sign=sign, sigma=sigma, border=border, normalise=normalise)
     tensor = _as_tensor(relevance)
-    summed = reference.channel_sum(tensor.detach())
-    gradient = reference.motion_gradient(summed, border, normalise)
+    gradient = reference.motion_gradient(tensor.detach(), border, normalise)
     if thresholds is None:
         threshold = reference.sigma_threshold(gradient, float(n_sigma), sigma)
     else:
-        threshold = reference.mass_threshold(summed, check_thresholds(thresholds, tensor.shape[-3]))
+        threshold = reference.mass_threshold(tensor.detach(), check_thresholds(thresholds, tensor.shape[-3]))
     if threshold.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_finite(threshold)
     mask = reference.exceeds(gradient, threshold, sign)

@@ -36,13 +36,15 @@ def motion_gradient(relevance: torch.Tensor, border: str = "replicate", normalis
     (the weights' magnitudes sum to 32), or none with ``normalise="author-2020"``. float64 for a float64 map, float32
     for every other.
     """
-    summed = channel_sum(relevance)
+    # One name for all steps: each gives its memory back, warm in the cache, to the next.
+    field = channel_sum(relevance)
     if normalise == "author-2020":
-        summed = _author_2020_range(summed)
-    mode = "replicate" if border == "replicate" else "constant"
-    padded = F.pad(summed[:, None], (1, 1, 1, 1, 1, 1), mode=mode)[:, 0]
-    # The difference comes first: where nothing changes, G is then exactly zero.
-    return _smooth(_smooth(padded[:, 2:] - padded[:, :-2], 2), 3)
+        field = _author_2020_range(field)
+    field = F.pad(field[:, None], (1, 1, 1, 1, 1, 1), mode="replicate" if border == "replicate" else "constant")[:, 0]
+    # The difference comes before the smoothing: where nothing changes, G is then exactly zero.
+    field = field[:, 2:] - field[:, :-2]
+    field = _smooth(field, 2)
+    return _smooth(field, 3)
 
 
 def sigma_threshold(gradient: torch.Tensor, n_sigma: float, sigma: str = "signed") -> torch.Tensor:
@@ -60,11 +62,12 @@ def sigma_threshold(gradient: torch.Tensor, n_sigma: float, sigma: str = "signed
     return n_sigma * (peak * variance.sqrt())
 
 
-def mass_threshold(summed: torch.Tensor, thresholds: Sequence[float] | torch.Tensor) -> torch.Tensor:
-    """q_t·Σ|R| of each clip: R [B,T,H,W] and q [T] → [B,T,1,1], in R's unit.
+def mass_threshold(relevance: torch.Tensor, thresholds: Sequence[float] | torch.Tensor) -> torch.Tensor:
+    """q_t·Σ|R| of each clip: R [B,C,T,H,W] or [B,T,H,W] and q [T] → [B,T,1,1], in R's unit.
 
     |G| above it is |G| above q_t where R is first divided by Σ|R|; a map of zeros is not divided by zero this way.
     """
+    summed = channel_sum(relevance)
     mass = summed.abs().sum(_CLIP, keepdim=True)
     return mass * torch.as_tensor(thresholds, dtype=summed.dtype, device=summed.device)[:, None, None]
 
@@ -102,9 +105,9 @@ def select_motion(
     normalise: str = "none",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``selrel_kernels.select_motion`` for tensors, without its checks: what to trace. ``thresholds`` go first."""
-    summed = channel_sum(relevance.detach())
-    gradient = motion_gradient(summed, border, normalise)
-    threshold = sigma_threshold(gradient, n_sigma, sigma) if thresholds is None else mass_threshold(summed, thresholds)
+    fixed = relevance.detach()
+    gradient = motion_gradient(fixed, border, normalise)
+    threshold = sigma_threshold(gradient, n_sigma, sigma) if thresholds is None else mass_threshold(fixed, thresholds)
     mask = exceeds(gradient, threshold, sign)
     return keep(relevance, mask), mask
 
