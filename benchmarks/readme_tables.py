@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tables import RESULTS, difference, markdown, number, percent
+from tables import RESULTS, difference, markdown, number, outcome, percent, rows
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -24,9 +24,9 @@ def planted() -> str:
     result = read("planted")
     lines = []
     for method, entry in result["methods"].items():
-        rows = entry["rows"]
-        whole, sigma = rows["none"], rows["default 4σ"]
-        calibrated = rows.get("calibrated α = 0.001")
+        scores = entry["rows"]
+        whole, sigma = scores["none"], scores["default 4σ"]
+        calibrated = scores.get("calibrated α = 0.001")
         lines.append(
             [
                 f"`{method}`",
@@ -51,7 +51,18 @@ def planted() -> str:
         "kept, calibrated 0.001, moving / frozen",
         "cosine to the runner-up's map",
     ]
-    return markdown(head, lines)
+    said = "\n".join(f"- {name}: {compared(result, name)}" for name in ("default 4σ", "calibrated α = 0.001"))
+    return (
+        f"{markdown(head, lines)}\nMore or less of it on the cause than of the same area of top relevance:\n\n{said}\n"
+    )
+
+
+def compared(result: dict[str, Any], selection: str) -> str:
+    """Return which methods put more of their motion relevance on the cause, which less, and which neither."""
+    outcomes: dict[str, list[str]] = {"more": [], "less": [], "no clear difference": []}
+    for method, _, row in rows(result, selection):
+        outcomes[outcome(row["causal_mass_gain"])].append(f"`{method}`")
+    return "; ".join(f"{name}: {', '.join(methods) or 'none'}" for name, methods in outcomes.items())
 
 
 def calibration() -> str:
@@ -71,8 +82,10 @@ def calibration() -> str:
 
 def methods_cost() -> str:
     """Return the cost of the methods on C3D, in forward passes."""
-    rows = read("methods_cost")["rows"]
-    return markdown(["C3D, batch 1", "÷ forward"], ([name, f"{row['over_forward']:.2f}"] for name, row in rows.items()))
+    found = read("methods_cost")["rows"]
+    return markdown(
+        ["C3D, batch 1", "÷ forward"], ([name, f"{row['over_forward']:.2f}"] for name, row in found.items())
+    )
 
 
 def selection() -> str:
