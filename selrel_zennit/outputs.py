@@ -166,7 +166,7 @@ def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any
     calibrated = summary["preset"] == "calibrated"
     level = f"α {summary['alpha']:g}" if calibrated else f"{summary['n_sigma']:g}σ"
     model = summary["model"]
-    if str(summary["weights"]).startswith("random"):
+    if str(summary.get("weights")).startswith("random"):
         # A picture is passed on without the warnings that stand in the summary.
         model += ", random weights"
     words = (summary["method"], model, f"{summary['preset']} {level}", f"from frame {entry['start']}")
