@@ -22,7 +22,7 @@ from .clip import ClipSpec
 from .errors import InputError
 from .files import atomic_path
 from .models import MODELS
-from .pipeline import explain
+from .pipeline import device_of, explain
 from .relevance_source import RelevanceSource
 from .selection import CalibratedSelection, check_alpha
 from .stills import Stills, synthetic_stills
@@ -219,7 +219,7 @@ def calibrate(
             f"{len(stills.fit)} and {len(stills.held_out)} clips are too few to calibrate alpha "
             f"{', '.join(f'{alpha:g}' for alpha in levels)} and to verify it: give more"
         )
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     tail = _Tail(total, levels[0])
     selections: list[CalibratedSelection] = []
     rates: list[list[float]] = []

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from .canvas import ACCENT, MUTED, TEXT, Canvas
 from .comparison import Versus, cosine, mask_iou
 from .outputs import ClipExplanations, Style
-from .render import PERCENTILE, Pixels, Scale, colour_scale
-from .render import _Painter as Painter
+from .render import PERCENTILE, Painter, Pixels, Scale, colour_scale
 from .video import write_png
 
 _MARGIN, _TOP, _GAP, _TILE, _SIDE, _COLUMNS = 20, 84, 4, 122, 240, 8

@@ -51,6 +51,11 @@ def explain(
     return _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the network's parameters lie; the CPU for one without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def _attributor(method: str | Attributor, model: nn.Module, options: dict[str, Any]) -> Attributor:
     if isinstance(method, Selective):
         raise InputError("pass the inner attributor and selection=…: explain selects by itself")
@@ -129,7 +134,7 @@ def explain_video(
     spec: ClipSpec = model.spec  # type: ignore[assignment]
     attributor = _attributor(method, model, options)
     selection = _fitting(selection, attributor)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     notes: list[str] = []
     rate = 25.0
     if not isinstance(source, np.ndarray):

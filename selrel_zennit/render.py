@@ -93,7 +93,7 @@ def overlay_frames(
     [T,h,w,3] RGB, h and w even.
     Raises InputError for an unknown colour map or norm, or maps of another shape than the pixels.
     """
-    paint = _Painter(pixels, relevance, motion_relevance, cmap, level, relevance_norm, scale, percentile)
+    paint = Painter(pixels, relevance, motion_relevance, cmap, level, relevance_norm, scale, percentile)
     width, height = _fitted(pixels.shape[2], pixels.shape[1], side)
     column = max(width, 240)
     top, below = 84, 190
@@ -146,7 +146,7 @@ def strip_image(
 
     Arguments as for ``overlay_frames``; at most ``columns`` time steps, evenly spaced. Returns uint8 [h,w,3] RGB.
     """
-    paint = _Painter(pixels, relevance, motion_relevance, cmap, level, relevance_norm, scale, percentile)
+    paint = Painter(pixels, relevance, motion_relevance, cmap, level, relevance_norm, scale, percentile)
     count = len(pixels)
     steps = np.rint(np.linspace(0, count - 1, min(columns, count))).astype(int)
     gap, chart_height = 4, 78
@@ -187,7 +187,7 @@ def strip_image(
     return canvas.pixels
 
 
-class _Painter:
+class Painter:
     """The panels of a clip: one palette and one scale for all its frames and both its maps."""
 
     def __init__(
@@ -290,7 +290,7 @@ def _top5(canvas: Canvas, top5: Sequence[tuple[str, float]], target_name: str, x
         canvas.fill(x, line + 5, round(width * min(max(probability, 0.0), 1.0)), 4, _RELEVANCE if chosen else MUTED)
 
 
-def _curves(canvas: Canvas, paint: _Painter, chart: tuple[int, int, int, int]) -> Callable[[int], float]:
+def _curves(canvas: Canvas, paint: Painter, chart: tuple[int, int, int, int]) -> Callable[[int], float]:
     """Draw relevance per frame and the part kept in a box (x, y, width, height); return a frame's x position."""
     x, y, width, height = chart
     count = len(paint.pixels)

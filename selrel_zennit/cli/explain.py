@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..files import check_writable, staged_folder
 from ..metrics import sanity_check
 from ..outputs import ClipExplanations, Style, class_name, write_outputs
-from ..pipeline import explain_video
+from ..pipeline import device_of, explain_video
 from ..selection import PRESETS, MotionSelection, Selection, check_alpha
 from ..synthetic import demo_frames
 from .options import json_option, method_options, model_options, open_model, weights_entry, write_json
@@ -95,11 +95,12 @@ def explain(
     if json_path not in (None, "-"):
         check_writable(json_path)
     palette(cmap, level)  # a wrong name fails here, not after the work
+    options = method_options(pairs)
     settings = _selection_settings(preset, n_sigma, alpha, calibration_path)
     with staged_folder(out) as folder:
         model = open_model(**model_settings)
         provenance: dict[str, Any] = model.provenance  # type: ignore[assignment]
-        attributor = build_method(method, model, **method_options(pairs))
+        attributor = build_method(method, model, **options)
         selection, doubt = _selection(attributor, settings, calibration_path)
         source = video if video is not None else demo_frames()
         clips = explain_video(
@@ -130,7 +131,7 @@ def explain(
                 folder, clips, other, names=_names(model, clips, other), title=f"{method} · {preset}", style=style
             )
         if check:
-            additions["check"] = _check(model, clips, method, selection, method_options(pairs))
+            additions["check"] = _check(model, clips, method, selection, options)
         unknown = _doubt(model_settings["model_name"], video, str(provenance["weights"]))
         cut = f"clip spec {provenance['clip_spec']}" if "clip_spec" in provenance else None
         warnings = [METHODS[method].warning, doubt, unknown, cut, *additions.get("check", {}).get("findings", [])]
@@ -182,7 +183,7 @@ def _check(
     """Check the clip in which the network was surest; see sanity_check."""
     target = int(clips.explanation.target[0])
     surest = int(clips.explanation.logits[:, target].argmax())
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     clip = torch.from_numpy(model.spec.from_pixels(clips.pixels[surest : surest + 1]))  # type: ignore[operator,union-attr]
     found = sanity_check(model, clip.to(device), method, target, selection=selection, **options)
     return {"start": clips.starts[surest], **found}
