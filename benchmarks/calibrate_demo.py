@@ -31,8 +31,16 @@ RESULTS = Path(__file__).parent / "results" / "calibration.json"
 
 # Forward passes per method, shared out over its clips, and the fewest and most clips to make thresholds from.
 PASSES, FEWEST, MOST = 4000, 20, 400
-# The rate of Grad-CAM differs five times as much from clip to clip as that of the others.
-MORE = {"gradcam": 2000}
+# The rate of Grad-CAM differs five times as much from clip to clip as that of the others. The methods of 50 passes and
+# more get the fewest clips that a rate can be told from.
+MORE = {
+    "gradcam": 5000,
+    "lrp_epsilon_plus": 500,
+    "smoothgrad": 120,
+    "smoothgrad_squared": 120,
+    "integrated_gradients": 120,
+    "occlusion": 120,
+}
 
 
 def clips_for(method: str, share: float) -> int:

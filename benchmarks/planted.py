@@ -46,8 +46,6 @@ RESULTS = Path(__file__).parent / "results" / "planted.json"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selrel-zennit" / "planted"
 SEED = 2001
 BATCH = 8
-# Methods that cost more forward passes than this are measured on fewer clips.
-COSTLY, FEWER = 15, 16
 RESAMPLES = 2000
 
 Map = npt.NDArray[np.float32]
@@ -254,11 +252,6 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def clips_for(method: str, count: int) -> int:
-    """Return how many clips a method is measured on: fewer where it is costly."""
-    return count if sr.METHODS[method].passes <= COSTLY else min(count, FEWER)
-
-
 def truth(spec: SyntheticSpec, chosen: list[Chosen]) -> dict[str, Any]:
     """Return what share of the clips the sprites cover: the scores of a map that knows nothing."""
     clips = [make_clip(spec, SEED, one.index) for one in chosen]
@@ -270,7 +263,7 @@ def truth(spec: SyntheticSpec, chosen: list[Chosen]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=200, help="clips, for methods of few passes (default 200)")
+    parser.add_argument("--clips", type=int, default=200, help="clips (default 200)")
     parser.add_argument("--methods", nargs="+", choices=list(sr.METHODS), default=list(sr.METHODS))
     parser.add_argument("--keep", action="store_true", help="use the cache also where code has changed since")
     parser.add_argument("--weights", help="weights of the demo model (default: those that ship)")
@@ -287,10 +280,7 @@ def main() -> None:
     model: Any = sr.load_model("demo", arguments.weights, device=arguments.device)
     chosen, drawn = choose(model, spec, count, wrong_too=arguments.quick)
     check = ("data",) if arguments.keep else ("data", "code")
-    held = {}
-    for method in arguments.methods:
-        some = chosen[: clips_for(method, count)]
-        held[method] = scores_of(model, method, spec, some, arguments.cache, check)
+    held = {method: scores_of(model, method, spec, chosen, arguments.cache, check) for method in arguments.methods}
     result = {
         "what": "scores of relevance and motion relevance against a planted cause",
         "command": f"python benchmarks/planted.py --clips {count} --threads {arguments.threads}",

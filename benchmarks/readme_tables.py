@@ -106,11 +106,49 @@ def selection() -> str:
     return markdown(head, lines)
 
 
+def deploy_latency() -> str:
+    """Return what DTD of C3D costs in every runner and precision: medians, ratios, memory, parity, end to end."""
+    found = read("deploy_latency")["precisions"]
+    lines = []
+    for place, result in enumerate(found.values()):
+        for row in result["rows"]:
+            # Zennit runs beside every precision; one row of it says what there is to say.
+            if row["runner"] == "zennit" and place > 0:
+                continue
+            ratios, parity, stages = row["ratios"], row["parity"], row["stages"]
+            adds = ratios["selection_over_original"]
+            error = parity.get("norm_error")
+            lines.append(
+                [
+                    f"`{row['runner']}`",
+                    f"`{row['precision']}`",
+                    f"{ratios['over_forward']:.2f}",
+                    f"{ratios['over_zennit']:.3f}",
+                    f"{100 * adds:.2f} %" if adds is not None else "–",
+                    f"{row['memory']['peak'] / 1e6:.0f}" if row["memory"]["peak"] is not None else "–",
+                    f"{stages['end_to_end']['p99'] / result['budget']:.2f}",
+                    parity["grade"] if error is None else f"{parity['grade']}, {100 * error:.2g} %",
+                ]
+            )
+    head = [
+        "runner",
+        "precision",
+        "÷ its forward",
+        "÷ Zennit",
+        "selection adds",
+        "peak MB",
+        "end to end, p99 ÷ 0.5 s",
+        "parity, error",
+    ]
+    return markdown(head, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "planted": planted,
     "calibration": calibration,
     "methods_cost": methods_cost,
     "selection": selection,
+    "deploy_latency": deploy_latency,
 }
 
 

@@ -45,7 +45,8 @@ class Level:
     """The thresholds of one alpha, [T], and how they did on frozen clips that they were not made from.
 
     ``held_out_rate`` is the share of those clips' voxels that exceed the thresholds, ``held_out_error`` its standard
-    error, from clip to clip.
+    error, from clip to clip. Time steps at which the gradient over time was zero in every voxel of every clip are not
+    counted: there nothing can exceed. A CAM of two time steps that is upsampled to sixteen has three at either end.
     """
 
     alpha: float
@@ -235,7 +236,9 @@ def calibrate(
                     tail.add(gradient)
                 continue
             selections = selections or [CalibratedSelection(a, tail.quantiles(a), made_for) for a in levels]
-            exceeding = [selection.mask(relevance).float().mean((1, 2, 3)) for selection in selections]
+            # Over all steps where there is none to leave out, or none to leave in.
+            steps = torch.from_numpy(tail.alive() if tail.alive().any() else ~tail.alive())
+            exceeding = [selection.mask(relevance)[:, steps].float().mean((1, 2, 3)) for selection in selections]
             rates += torch.stack(exceeding, 1).tolist()
     mean, error = np.mean(rates, 0), np.std(rates, 0, ddof=min(len(rates) - 1, 1)) / math.sqrt(len(rates))
     return Calibration(
@@ -276,6 +279,10 @@ class _Tail:
     def quantiles(self, alpha: float) -> tuple[float, ...]:
         """Return for each time step the least number that at most a share ``alpha`` of all values exceeds."""
         return tuple(np.sort(self._greatest(), axis=1)[:, -1 - self._above(alpha)].tolist())
+
+    def alive(self) -> npt.NDArray[np.bool_]:
+        """Return for each time step whether any value was above zero."""
+        return np.asarray(self._greatest().max(axis=1) > 0)
 
     def _above(self, alpha: float) -> int:
         return math.floor(alpha * self.total * (1 + 1e-12))

@@ -111,13 +111,16 @@ class ClipSpec:
         resized = {int(index): self._resize(frames[index]) for index in np.unique(chosen)}
         return np.stack([resized[int(index)] for index in chosen])
 
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that frames of this size are resized to before the crop."""
+        if isinstance(self.short_side, tuple):
+            return self.short_side
+        scale = self.short_side / min(height, width)
+        return max(round(height * scale), self.crop), max(round(width * scale), self.crop)
+
     def _resize(self, frame: Frames) -> Frames:
         height, width = frame.shape[:2]
-        if isinstance(self.short_side, tuple):
-            new_height, new_width = self.short_side
-        else:
-            scale = self.short_side / min(height, width)
-            new_height, new_width = max(round(height * scale), self.crop), max(round(width * scale), self.crop)
+        new_height, new_width = self.resized(height, width)
         if (new_height, new_width) != (height, width):
             frame = cv2.resize(frame, (new_width, new_height), interpolation=_interpolations()[self.interpolation])  # type: ignore[assignment]
         top, left = (new_height - self.crop) // 2, (new_width - self.crop) // 2

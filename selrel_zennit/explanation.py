@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,3 +91,9 @@ class Explanation:
             area = (nonzero & self.mask).sum(axes) / nonzero.sum(axes)
             mass = (size * self.mask).sum(axes) / size.sum(axes)
         return MotionShare(np.asarray(area), np.asarray(mass))
+
+
+def joined(explanations: Sequence[Explanation]) -> Explanation:
+    """Return one explanation of the clips of several."""
+    names = ("logits", "target", "relevance", "motion_relevance", "mask")
+    return Explanation(**{name: np.concatenate([getattr(one, name) for one in explanations]) for name in names})

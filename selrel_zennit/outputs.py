@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from . import render
+from .class_names import class_name as class_name
 from .explanation import Explanation, MotionShare
 from .report import report_html
 from .video import write_mp4, write_png
 
 # One clip lasts half a second: at its own speed nobody sees it. Longer videos play at theirs.
 _SINGLE_CLIP_RATE = 8.0
+_PACKAGES = ("selrel-zennit", "torch", "zennit", "onnxruntime", "openvino", "numpy", "opencv-python-headless", "av")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,18 +127,14 @@ def summarise(
     """Return what summary.json holds, as plain JSON types; a share that is not defined is null."""
     explanation = clips.explanation
     target = int(explanation.target[0])
-    mean_logits = explanation.logits.astype(np.float64).mean(axis=0)
-    probabilities = np.exp(mean_logits - mean_logits.max())
-    probabilities /= probabilities.sum()
-    order = np.argsort(-probabilities, kind="stable")[:5]
     share, still = explanation.motion_share(), clips.frozen_share
 
     return {
         **settings,
         "target": target,
         "target_name": class_name(target, class_names),
-        "target_probability": float(probabilities[target]),
-        "top5": [[class_name(int(index), class_names), float(probabilities[index])] for index in order],
+        "target_probability": float(_probabilities(explanation.logits)[target]),
+        "top5": top_classes(explanation.logits, class_names),
         "clips": [
             {
                 "start": start,
@@ -152,13 +150,21 @@ def summarise(
         "info": clips.info,
         "notes": list(dict.fromkeys(clips.notes)),
         "warnings": list(warnings or []),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def class_name(index: int, class_names: list[str] | None) -> str:
-    """Return what a class is called."""
-    return class_names[index] if class_names else f"class {index}"
+def top_classes(logits: npt.NDArray[np.floating[Any]], class_names: list[str] | None) -> list[list[Any]]:
+    """Return [name, probability] of the five likeliest classes by the mean of logits [B,K]."""
+    probabilities = _probabilities(logits)
+    order = np.argsort(-probabilities, kind="stable")[:5]
+    return [[class_name(int(index), class_names), float(probabilities[index])] for index in order]
+
+
+def _probabilities(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    mean_logits = logits.astype(np.float64).mean(axis=0)
+    exponentials = np.exp(mean_logits - mean_logits.max())
+    return np.asarray(exponentials / exponentials.sum())
 
 
 def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any], style: Style) -> Any:
@@ -195,9 +201,19 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that have a part in an explanation, where installed."""
     found = {"python": platform.python_version()}
-    for package in ("selrel-zennit", "torch", "zennit", "numpy", "opencv-python-headless", "av"):
+    for package in (
+        "selrel-zennit",
+        "torch",
+        "zennit",
+        "onnxruntime",
+        "openvino",
+        "numpy",
+        "opencv-python-headless",
+        "av",
+    ):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -16,11 +16,11 @@ from zennit.attribution import Attributor
 from .attribution import build_method, one_hot, resolve_target
 from .attribution.target import Target
 from .clip import ClipSpec, Frames
+from .cutting import CutClip, cut, describe_source, freeze
 from .errors import InputError
-from .explanation import Explanation, MotionShare
+from .explanation import Explanation, MotionShare, joined
 from .outputs import ClipExplanations
 from .selection import CalibratedSelection, MotionSelection, Selection, Selective
-from .video import iter_frames, probe
 
 Seconds = dict[str, float]
 
@@ -135,23 +135,16 @@ def explain_video(
     attributor = _attributor(method, model, options)
     selection = _fitting(selection, attributor)
     device = device_of(model)
-    notes: list[str] = []
-    rate = 25.0
-    if not isinstance(source, np.ndarray):
-        info = probe(source)
-        notes += info.notes
-        rate = info.fps or rate
-        if (info.height, info.width) != (spec.crop, spec.crop):
-            notes.append(f"{info.width}×{info.height} pixels: {spec.describe_resize()}")
+    notes, rate = describe_source(source, spec)
 
-    def clips() -> Iterator[tuple[int, int, Frames, float]]:
-        return _cut(source, spec, start, all_clips, notes)
+    def clips() -> Iterator[CutClip]:
+        return cut(source, spec, start, all_clips, notes)
 
     if all_clips and target in ("top1", -1):
         with torch.inference_mode():
             total: torch.Tensor | None = None
-            for _, _, pixels, _ in clips():
-                logits = model(torch.from_numpy(spec.from_pixels(pixels[None])).to(device)).double()
+            for clip in clips():
+                logits = model(torch.from_numpy(spec.from_pixels(clip.pixels[None])).to(device)).double()
                 total = logits if total is None else total + logits
         assert total is not None
         target = int(total.argmax())
@@ -163,18 +156,15 @@ def explain_video(
     found: list[tuple[int, Frames, Explanation, Seconds]] = []
     still: list[MotionShare] = []
     with attributor:
-        for first, available, pixels, reading in progress(clips()):
-            if available < spec.span:
-                notes.append(f"{available} frames from frame {first}: loop padded to {spec.span}")
-            seconds: Seconds = {"read": reading}
-            result = explained(pixels, target, seconds)
+        for clip in progress(clips()):
+            seconds: Seconds = {"read": clip.seconds}
+            result = explained(clip.pixels, target, seconds)
             if frozen:
-                middle = np.repeat(pixels[spec.frames // 2 :][:1], spec.frames, axis=0)
                 with _timed(seconds, "frozen"):
-                    still.append(explained(middle, int(result.target[0]), {}).motion_share())
-            found.append((first, pixels, result, seconds))
+                    still.append(explained(freeze(clip.pixels), int(result.target[0]), {}).motion_share())
+            found.append((clip.start, clip.pixels, result, seconds))
     return ClipExplanations(
-        explanation=_joined([result for _, _, result, _ in found]),
+        explanation=joined([result for _, _, result, _ in found]),
         pixels=np.stack([pixels for _, pixels, _, _ in found]),
         starts=[first for first, _, _, _ in found],
         seconds=[seconds for _, _, _, seconds in found],
@@ -183,36 +173,6 @@ def explain_video(
         info=getattr(attributor, "info", {}),
         frozen_share=MotionShare(*(np.concatenate(shares) for shares in zip(*still, strict=True))) if still else None,
     )
-
-
-def _cut(
-    source: str | Path | Frames, spec: ClipSpec, start: int, all_clips: bool, notes: list[str]
-) -> Iterator[tuple[int, int, Frames, float]]:
-    """Yield (first frame, frames available, pixels [T,H,W,3], seconds of reading and resizing) for each clip."""
-    since = time.perf_counter()
-    frames: Iterable[Frames] = (
-        source[start:]
-        if isinstance(source, np.ndarray)
-        else iter_frames(source, start, None if all_clips else spec.span)
-    )
-    held: list[Frames] = []
-    first = start
-    for frame in frames:
-        held.append(frame)
-        if len(held) == spec.span:
-            yield first, spec.span, spec.pixels(np.stack(held)), time.perf_counter() - since
-            first, held = first + spec.span, []
-            if not all_clips:
-                return
-            since = time.perf_counter()
-    if first > start:
-        if held:
-            notes.append(f"frames {first}…{first + len(held) - 1}, the last, are no whole clip and left out")
-        return
-    name = "the frames given" if isinstance(source, np.ndarray) else str(source)
-    if len(held) < 2:
-        raise InputError(f"{name}: {len(held)} frames from frame {start} on; a motion explanation needs at least 2")
-    yield first, len(held), spec.pixels(np.stack(held)), time.perf_counter() - since
 
 
 def _checked(clip: torch.Tensor, model: nn.Module) -> torch.Tensor:
@@ -235,11 +195,6 @@ def _checked(clip: torch.Tensor, model: nn.Module) -> torch.Tensor:
     if not torch.isfinite(clip).all():
         raise InputError("the clip holds NaN or infinity")
     return clip
-
-
-def _joined(results: list[Explanation]) -> Explanation:
-    names = ("logits", "target", "relevance", "motion_relevance", "mask")
-    return Explanation(**{name: np.concatenate([getattr(result, name) for result in results]) for name in names})
 
 
 @contextmanager

@@ -37,6 +37,7 @@ _OWN_PLACE = {
     "warnings",
     "versus",
     "check",
+    "explain_when",
 }
 _SHARES = (
     ("motion_mass", "Motion, share of relevance"),
@@ -78,7 +79,12 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
     )
     probability = summary.get("target_probability", dict(summary["top5"]).get(target))
     shares = _SHARES if math.isfinite(still) else _SHARES[:2]
-    stages = list(dict.fromkeys(stage for clip in clips for stage in clip.get("seconds", {})))
+    # A stage is null where it is part of another: an artifact selects inside.
+    stages = [
+        stage
+        for stage in dict.fromkeys(stage for clip in clips for stage in clip.get("seconds", {}))
+        if any(clip["seconds"].get(stage) is not None for clip in clips)
+    ]
     made_by = [str(summary[key]) for key in ("model", "method") if summary.get(key) is not None]
     count = f"{len(clips)} clip" + ("s" if len(clips) != 1 else "")
     template = Template((Path(__file__).parent / "report.html.in").read_text(encoding="utf-8"))
@@ -145,7 +151,7 @@ def _clip_row(clip: Mapping[str, Any], shares: list[str], stages: list[str]) -> 
     cells = [_percent(_number(clip.get(key))) for key in shares]
     cells.append(_figure(clip.get("relevance_sum")))
     seconds = clip.get("seconds", {})
-    cells += [f"{_number(seconds[stage]):.3f}" if stage in seconds else "" for stage in stages]
+    cells += ["" if seconds.get(stage) is None else f"{_number(seconds[stage]):.3f}" for stage in stages]
     numbers = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
     return f"<tr><td>{escape(str(clip.get('start', '')))}</td>{numbers}</tr>"
 

@@ -15,6 +15,7 @@ from selrel_kernels.ops import check_settings, check_thresholds, select_motion
 from .attribution import VideoAttributor
 from .attribution.base import AttrOutput
 from .errors import InputError
+from .presets import SETTINGS
 from .relevance_source import RelevanceSource
 from .text import close_names
 
@@ -130,24 +131,7 @@ class Preset:
     summary: str
 
 
-PRESETS: dict[str, Preset] = {
-    "default": Preset(
-        MotionSelection(),
-        "rising and falling relevance, replicated border: no false edge in the first and last frame",
-    ),
-    "paper": Preset(
-        MotionSelection(sign="rising", border="zero"),
-        "rising relevance only, zero border: the formula of Hiley et al. 2020, §3",
-    ),
-    "author-2020": Preset(
-        MotionSelection(sign="falling", border="zero", normalise="author-2020"),
-        "falling relevance only, zero border, map scaled first: the authors' code at 792e054",
-    ),
-    "author-2021": Preset(
-        MotionSelection(sigma="absolute", border="zero"),
-        "rising and falling, σ of |G|, zero border: the authors' code from 6182308 to e360220",
-    ),
-}
+PRESETS = {name: Preset(MotionSelection(**settings), summary) for name, (settings, summary) in SETTINGS.items()}
 
 
 class Selective(Attributor):

@@ -1,6 +1,7 @@
 """Small networks and checks that several tests use."""
 
 import torch
+from torch import nn
 
 from selrel_zennit import ClipSpec
 from selrel_zennit.models.c3d import C3D
@@ -28,3 +29,38 @@ def snapshot(model, clip):
         for name, module in model.named_modules()
     ]
     return outputs, list(model.state_dict()), state, buffers, hooks, torch.is_grad_enabled()
+
+
+class FewLayers(nn.Module):
+    """C3D's kinds of layers, two of each: what a test of every method can afford."""
+
+    cam_layer = "relu2"
+    spec = ClipSpec(frames=8, short_side=16, crop=16)
+
+    def __init__(self, num_classes=5):
+        super().__init__()
+        self.conv1 = nn.Conv3d(3, 4, 3, padding=1)
+        self.relu1 = nn.ReLU()
+        self.pool1 = nn.MaxPool3d((1, 2, 2))
+        self.conv2 = nn.Conv3d(4, 6, 3, padding=1)
+        self.relu2 = nn.ReLU()
+        self.pool2 = nn.MaxPool3d(2, padding=(0, 1, 1))
+        self.flatten = nn.Flatten()
+        self.fc1 = nn.Linear(6 * 4 * 5 * 5, 16)
+        self.relu3 = nn.ReLU()
+        self.fc2 = nn.Linear(16, num_classes)
+
+    def forward(self, clip):
+        low = self.pool1(self.relu1(self.conv1(clip)))
+        high = self.pool2(self.relu2(self.conv2(low)))
+        return self.fc2(self.relu3(self.fc1(self.flatten(high))))
+
+
+def few_layers():
+    """Return a FewLayers with random weights, the same each time, in eval mode."""
+    generator = torch.Generator().manual_seed(2)
+    model = FewLayers()
+    for parameter in model.parameters():
+        fan = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
+        parameter.data = torch.randn(parameter.shape, generator=generator) / fan**0.5
+    return model.eval().requires_grad_(False)

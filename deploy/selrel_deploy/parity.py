@@ -1,14 +1,14 @@
 """The parity certificate: does a runner compute the same explanation, and could the figures tell if it did not?
 
-An error is read against two distances that matter: to the map of the same clip frozen to its first frame, and to the
+An error is read against two distances that mean something: to the map of the same clip frozen to one frame, and to the
 map of a wrong class. NumPy alone, so that a device can certify itself against the golden cases of its artifact.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,186 +18,246 @@ from selrel_zennit.errors import InputError
 from selrel_zennit.explanation import Explanation
 
 from .artifact import OUTPUTS, Artifact
+from .certificate import (
+    BAND,
+    CLASS_BLIND,
+    GRADES,
+    LEAST_FROZEN,
+    LEAST_IOU,
+    OWN_BAND,
+    STRAY_VOXELS,
+    Case,
+    Certificate,
+    Comparison,
+    Yardsticks,
+    percent,
+)
+from .measures import cosine, distance, first_frame, is_noise, motion_margin, ranks
+from .runners.base import OutputError
 
 Array = npt.NDArray[Any]
 Explain = Callable[[Array, Any], Explanation]
-
-# grade → largest norm-relative error of relevance
-GRADES = {"exact": 1e-3, "faithful": 1e-2, "approximate": 1e-1}
-# A wrong class closer than this leaves nothing to tell classes apart by.
-CLASS_BLIND = 1e-2
-# An error must stay below this share of the distance to a map that is known to be wrong.
-MOST_OF_A_YARDSTICK = 0.5
-# Voxels whose |G| lies within this share of the threshold may fall on either side of it.
-BAND = 0.05
-# Outside the band the selections must agree.
-LEAST_IOU = {"exact": 0.999, "faithful": 0.99, "approximate": 0.9}
+Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One output of one clip and target. Errors are relative to the reference's norm, and to its largest value."""
+def certify(
+    run: Explain,
+    reference: Explain,
+    clips: Array,
+    selection: dict[str, Any],
+    *,
+    batch: int = 1,
+    progress: Progress = iter,
+) -> Certificate:
+    """Compare a runner with a reference, each clip for the top class, the runner-up and the last class.
 
-    clip: int
-    target: int
-    output: str
-    norm_error: float
-    max_error: float
-    cosine: float
-    spearman: float
-    sum: float
-    reference_sum: float
+    ``clips`` are what the runner takes: float32 [N,3,T,H,W], or frames uint8 [N,T,H,W,3]; N is a multiple of ``batch``.
+    ``run`` and ``reference`` are called with (clips [batch,…], a target or one per clip) and return an Explanation: a
+    Runner, ``golden_reference``, ``zennit_reference``. ``selection`` holds the settings of the motion selection, as in
+    the artifact. ``progress`` wraps the loop over clips.
 
+    The grade is that of the worst clip and target. It rests on the norm-relative error of relevance as a share of both
+    yardsticks (GRADES), on the logits' own error, on the masks (LEAST_IOU outside the BAND), and fails where another
+    class is named or explained, or a mask contradicts the relevance beside it.
 
-@dataclass(frozen=True)
-class Case:
-    """One clip and target: does the runner name the same class and keep the same voxels?
-
-    ``mask_iou`` counts voxels outside the band around the threshold, ``mask_flips`` those that differ inside it.
+    Raises InputError without clips, where all of them are noise, and for a clip that does not move, or whose map does
+    not change when it is frozen: it would measure nothing.
     """
-
-    clip: int
-    target: int
-    same_top1: bool
-    same_target: bool
-    mask_iou: float
-    mask_flips: int
-
-
-@dataclass(frozen=True)
-class Yardsticks:
-    """Norm-relative distances of a clip's map to two that are wrong, by the reference."""
-
-    clip: int
-    frozen: float
-    wrong_class: float
+    if len(clips) == 0 or len(clips) % batch:
+        raise InputError(f"a certificate needs clips, a multiple of {batch}, better three or more; got {len(clips)}")
+    if all(is_noise(clip) for clip in clips):
+        raise InputError("the clips are noise, on which wrong explanations look right: give real or synthetic videos")
+    found = _Findings(selection)
+    for first in progress(range(0, len(clips), batch)):
+        found.add(run, reference, clips[first : first + batch], first)
+    return found.certificate()
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """The verdict and what it rests on. ``grade`` is exact, faithful, approximate or failed; ``reasons`` say why.
-
-    ``class_blind``: maps of different classes hardly differ, so they cannot show that the right class was explained;
-    only ``same_target`` does.
-    """
-
-    grade: str
-    class_blind: bool
-    reasons: list[str]
-    cases: list[Case]
-    comparisons: list[Comparison]
-    yardsticks: list[Yardsticks]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the certificate as JSON takes it."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        maps = [row for row in self.comparisons if row.output == "relevance"]
-        blind = "; class-blind: the wrong class cannot be told from the map" if self.class_blind else ""
-        return "\n".join(
-            [
-                f"{self.grade}: relevance differs by at most {max(row.norm_error for row in maps):.2e} of its norm, "
-                f"cosine at least {min(row.cosine for row in maps):.6f}, "
-                f"mask IoU at least {min(case.mask_iou for case in self.cases):.4f}{blind}",
-                *(
-                    f"clip {row.clip}: a frozen clip is {row.frozen:.2e} away, a wrong class {row.wrong_class:.2e}"
-                    for row in self.yardsticks
-                ),
-                *self.reasons,
-            ]
-        )
-
-
-def certify(run: Explain, reference: Explain, clips: Array, selection: dict[str, Any]) -> Certificate:
-    """Compare a runner with a reference on clips [N,3,T,H,W], each for the top class, the runner-up and the last class.
-
-    Both are called with (clip [1,3,T,H,W], target) and return an Explanation: a Runner, or ``golden_reference``.
-    ``selection`` holds the settings of the motion selection, as in the artifact. Raises InputError without clips.
-    """
-    if len(clips) == 0:
-        raise InputError("a certificate needs at least one clip, better three")
-    cases, comparisons, yardsticks = [], [], []
-    for index in range(len(clips)):
-        clip = clips[index : index + 1]
-        top = reference(clip, -1)
-        order = np.argsort(-top.logits[0], kind="stable")
-        last = top.logits.shape[1] - 1
-        others = {int(order[min(1, last)]): "runner-up", last: "last"}
-        expected = {-1: top, **{target: reference(clip, target) for target in others}}
-        for target, right in expected.items():
-            got = run(clip, target)
-            cases.append(_case(index, target, got, right, selection))
-            comparisons += [
-                _comparison(index, target, name, getattr(got, name)[0], getattr(right, name)[0])
-                for name in ("logits", "relevance", "motion_relevance")
-            ]
-        frozen = reference(np.ascontiguousarray(np.broadcast_to(clip[:, :, :1], clip.shape)), int(top.target[0]))
-        wrong = [_distance(e.relevance, top.relevance) for e in expected.values() if e.target[0] != top.target[0]]
-        yardsticks.append(Yardsticks(index, _distance(frozen.relevance, top.relevance), min(wrong, default=math.nan)))
-    blind = all(math.isnan(row.wrong_class) or row.wrong_class <= CLASS_BLIND for row in yardsticks)
-    grade, reasons = _grade(cases, comparisons, yardsticks, blind)
-    return Certificate(grade, blind, reasons, cases, comparisons, yardsticks)
-
-
-def certify_golden(run: Explain, artifact: Artifact) -> Certificate:
-    """Compare a runner with the golden cases of its artifact; needs no torch. Only for artifacts of batch 1."""
-    if artifact.clip_shape[0] != 1:
-        raise InputError("golden cases are compared one clip at a time: export with batch 1 to certify")
+def certify_golden(run: Explain, artifact: Artifact, progress: Progress = iter) -> Certificate:
+    """Compare a runner with the golden cases of its artifact; needs no torch."""
     golden = artifact.golden()
-    return certify(run, golden_reference(golden), golden["clip"][::4, 0], artifact.selection)
+    clips = golden[artifact.input_name][::4]
+    return certify(
+        run,
+        golden_reference(golden, artifact.input_name),
+        clips.reshape(-1, *clips.shape[2:]),
+        artifact.selection,
+        batch=clips.shape[1],
+        progress=progress,
+    )
 
 
-def golden_reference(golden: dict[str, Array]) -> Explain:
-    """Return a function that answers as the golden cases do. It raises KeyError for any other clip or target."""
+def golden_reference(golden: dict[str, Array], input_name: str = "clip") -> Explain:
+    """Return a function that answers as the golden cases do. It raises InputError for any other clip or target."""
     known = {
-        (golden["clip"][index].tobytes(), int(golden["target"][index, 0])): index
-        for index in range(len(golden["clip"]))
+        (golden[input_name][index].tobytes(), golden["target"][index].tobytes()): index
+        for index in range(len(golden["target"]))
     }
+    batch = golden["target"].shape[1]
 
     def explain(clip: Array, target: Any) -> Explanation:
-        index = known[clip.tobytes(), int(target)]
+        targets = np.broadcast_to(np.asarray(target, np.int64).reshape(-1), (batch,))
+        index = known.get((clip.tobytes(), targets.tobytes()))
+        if index is None:
+            raise InputError("the golden cases hold no such clip and target: compare with Zennit instead")
         return Explanation(*(golden[name][index] for name in OUTPUTS))
 
     return explain
 
 
-def _grade(
-    cases: list[Case], comparisons: list[Comparison], yardsticks: list[Yardsticks], blind: bool
-) -> tuple[str, list[str]]:
-    reasons = []
-    for case in cases:
-        if not (case.same_top1 and case.same_target):
-            reasons.append(f"clip {case.clip}, target {case.target}: another class is named or explained")
-    relevance = [row for row in comparisons if row.output == "relevance"]
-    for row in relevance:
-        marks = yardsticks[row.clip]
-        if row.norm_error >= MOST_OF_A_YARDSTICK * marks.frozen:
-            reasons.append(f"clip {row.clip}: the error {row.norm_error:.2e} is as large as motion makes it")
-        if not blind and row.norm_error >= MOST_OF_A_YARDSTICK * marks.wrong_class:
-            reasons.append(f"clip {row.clip}: the error {row.norm_error:.2e} is as large as a wrong class makes it")
-    if reasons:
-        return "failed", reasons
-    worst, least = max(row.norm_error for row in relevance), min(case.mask_iou for case in cases)
+class _Findings:
+    """What has been compared so far."""
+
+    def __init__(self, selection: dict[str, Any]) -> None:
+        self.selection = selection
+        self.reasons: list[str] = []
+        self.notes: list[str] = []
+        self.cases: list[Case] = []
+        self.comparisons: list[Comparison] = []
+        self.yardsticks: list[Yardsticks] = []
+
+    def add(self, run: Explain, reference: Explain, clips: Array, first: int) -> None:
+        """Compare one batch of clips, whose first one has the number ``first``."""
+        batch = len(clips)
+
+        def ask(explain: Explain, clips: Array, targets: Any) -> Explanation:
+            return explain(clips, int(targets[0]) if batch == 1 else targets)
+
+        top = ask(reference, clips, np.full(batch, -1))
+        order = np.argsort(-top.logits, axis=1, kind="stable")
+        last = top.logits.shape[1] - 1
+        wanted = [np.full(batch, -1), order[:, min(1, last)], np.full(batch, last)]
+        expected = [(wanted[0], top)]
+        for targets in wanted[1:]:
+            if not any(np.array_equal(targets, done) for done, _ in expected):
+                expected.append((targets, ask(reference, clips, targets)))
+        still = np.ascontiguousarray(np.broadcast_to(first_frame(clips), clips.shape))
+        frozen = ask(reference, still, top.target)
+        for index in range(batch):
+            self._measure(first + index, clips[index], [right for _, right in expected], frozen, index)
+        for targets, right in expected:
+            try:
+                got = ask(run, clips, targets)
+            except OutputError as error:
+                self.reasons.append(f"clip {first}, target {targets[0]}: {error}")
+                continue
+            for index in range(batch):
+                self._compare(first + index, int(targets[index]), got, right, index)
+
+    def certificate(self) -> Certificate:
+        """Return the verdict on all of it."""
+        grades = list(GRADES)
+        grade = "failed"
+        if not self.reasons and all(case.grade in GRADES for case in self.cases):
+            grade = grades[max(grades.index(case.grade) for case in self.cases)]
+        blind = all(row.class_blind for row in self.yardsticks)
+        return Certificate(grade, blind, self.reasons, self.notes, self.cases, self.comparisons, self.yardsticks)
+
+    def _measure(self, clip: int, pixels: Array, expected: list[Explanation], frozen: Explanation, index: int) -> None:
+        top = expected[0]
+        relevance, target = top.relevance[index], top.target[index]
+        remedy = "give one in which something moves"
+        if (pixels == first_frame(pixels[None])[0]).all():
+            raise InputError(f"clip {clip} does not move, so it cannot show what a lost motion would be: {remedy}")
+        if not relevance.any():
+            raise InputError(f"clip {clip}: its map is zero everywhere, nothing can be measured by it: give another")
+        still = distance(frozen.relevance[index], relevance)
+        if still < LEAST_FROZEN:
+            raise InputError(
+                f"clip {clip}: its map hardly changes when it is frozen (by {still:.1e} of its norm), so an error "
+                f"cannot be read against that: {remedy}, or distrust the method"
+            )
+        others = [right.relevance[index] for right in expected if right.target[index] != target]
+        wrong = min((distance(other, relevance) for other in others), default=math.nan)
+        self.yardsticks.append(Yardsticks(clip, still, wrong, not wrong >= CLASS_BLIND * still))
+
+    def _compare(self, clip: int, target: int, got: Explanation, right: Explanation, index: int) -> None:
+        where = f"clip {clip}, target {target}"
+        rows = {
+            name: _comparison(clip, target, name, getattr(got, name)[index], getattr(right, name)[index])
+            for name in ("logits", "relevance", "motion_relevance")
+        }
+        self.comparisons += rows.values()
+        marks = next(row for row in self.yardsticks if row.clip == clip)
+        error, logits_error = rows["relevance"].norm_error, rows["logits"].norm_error
+        case = Case(
+            clip,
+            target,
+            "failed",
+            of_frozen=error / marks.frozen,
+            of_wrong_class=error / marks.wrong_class if marks.wrong_class else math.inf,
+            same_top1=bool(got.logits[index].argmax() == right.logits[index].argmax()),
+            same_target=bool(got.target[index] == right.target[index]),
+            **_masks(got, right, index, self.selection),
+        )
+        reasons = _faults(case)
+        grade = "failed" if reasons else _grade(case, logits_error, marks.class_blind, right.mask[index].size)
+        if grade == "failed" and not reasons:
+            reasons = _distances(case, logits_error, marks.class_blind)
+        self.reasons += [f"{where}: {reason}" for reason in reasons]
+        self.cases.append(Case(**{**asdict(case), "grade": grade}))
+        self.notes += [f"{where}: {note}" for note in _explained(got.relevance[index], right.relevance[index])]
+
+
+def _grade(case: Case, logits_error: float, blind: bool, voxels: int) -> str:
+    share = case.of_frozen if blind else max(case.of_frozen, case.of_wrong_class)
     for grade, limit in GRADES.items():
-        if worst <= limit and least >= LEAST_IOU[grade]:
-            return grade, reasons
-    return "failed", [f"relevance differs by {worst:.2e}, and the masks agree to {least:.4f}"]
+        alike = case.mask_iou >= LEAST_IOU[grade] or case.mask_strays <= STRAY_VOXELS * voxels
+        if share <= limit and logits_error <= limit and alike:
+            return grade
+    return "failed"
 
 
-def _case(clip: int, target: int, got: Explanation, right: Explanation, selection: dict[str, Any]) -> Case:
-    distance, threshold = motion_margin(right.relevance[0], **selection)
-    inside = np.abs(distance) <= BAND * threshold
-    a, b = got.mask[0], right.mask[0]
+def _faults(case: Case) -> list[str]:
+    """Say what no error, however small, excuses."""
+    faults = []
+    if not (case.same_top1 and case.same_target):
+        faults.append("another class is named or explained")
+    if case.mask_contradictions:
+        faults.append(f"{case.mask_contradictions} voxels of the mask contradict the relevance beside it")
+    return faults
+
+
+def _distances(case: Case, logits_error: float, blind: bool) -> list[str]:
+    limit = GRADES["approximate"]
+    found = []
+    if not case.of_frozen <= limit:
+        found.append(f"relevance is off by {percent(case.of_frozen)} of the way to a frozen clip's map")
+    if not blind and not case.of_wrong_class <= limit:
+        found.append(f"relevance is off by {percent(case.of_wrong_class)} of the way to a wrong class's map")
+    if not logits_error <= limit:
+        found.append(f"the logits are off by {percent(logits_error)} of their norm")
+    return found or [f"the masks agree to an IoU of {case.mask_iou:.3f} only"]
+
+
+def _explained(got: Array, right: Array) -> list[str]:
+    """Say what an error above exact consists of, where it is something simple."""
+    a, b = got.astype(np.float64), right.astype(np.float64)
+    square = float((b * b).sum())
+    error = math.sqrt(float(((a - b) ** 2).sum()))
+    if not square or error <= GRADES["exact"] * math.sqrt(square):
+        return []
+    factor = float((a * b).sum()) / square
+    if float(np.linalg.norm(a - factor * b)) < 0.1 * error:
+        return [f"the map is the reference's times {factor:.4f}: a factor was lost or added"]
+    shift = float((a - b).sum() / np.abs(b).sum())
+    if abs(shift) > GRADES["faithful"]:
+        return [f"the sum of relevance is off by {shift:+.1%} of Σ|R|: some was lost, or handed out twice"]
+    return []
+
+
+def _masks(got: Explanation, right: Explanation, index: int, selection: dict[str, Any]) -> dict[str, Any]:
+    margin, threshold = motion_margin(right.relevance[index], **selection)
+    inside = np.abs(margin) <= BAND * threshold
+    a, b = got.mask[index], right.mask[index]
     either = int((~inside & (a | b)).sum())
-    return Case(
-        clip,
-        target,
-        same_top1=bool(got.logits[0].argmax() == right.logits[0].argmax()),
-        same_target=bool(got.target[0] == right.target[0]),
-        mask_iou=int((~inside & a & b).sum()) / either if either else 1.0,
-        mask_flips=int((inside & (a != b)).sum()),
-    )
+    own, own_threshold = motion_margin(got.relevance[index], **selection)
+    return {
+        "mask_iou": int((~inside & a & b).sum()) / either if either else 1.0,
+        "mask_strays": int((~inside & (a != b)).sum()),
+        "mask_flips": int((inside & (a != b)).sum()),
+        "mask_contradictions": int((((own > 0) != a) & (np.abs(own) > OWN_BAND * own_threshold)).sum()),
+    }
 
 
 def _comparison(clip: int, target: int, output: str, got: Array, right: Array) -> Comparison:
@@ -207,50 +267,10 @@ def _comparison(clip: int, target: int, output: str, got: Array, right: Array) -
         clip,
         target,
         output,
-        norm_error=_distance(a, b),
+        norm_error=distance(a, b),
         max_error=float(np.abs(a - b).max() / peak) if peak else float(np.abs(a).max()),
-        cosine=_cosine(a, b),
-        spearman=_cosine(*(rank - rank.mean() for rank in (_ranks(a), _ranks(b)))),
+        cosine=cosine(a, b),
+        spearman=cosine(*(rank - rank.mean() for rank in (ranks(a), ranks(b)))),
         sum=float(a.sum()),
         reference_sum=float(b.sum()),
     )
-
-
-def _distance(value: Array, reference: Array) -> float:
-    """Return ‖value − reference‖ ÷ ‖reference‖; 0 for two maps of zeros, infinity where only the reference is one."""
-    difference, norm = (float(np.linalg.norm(x.astype(np.float64))) for x in (value - reference, reference))
-    return difference / norm if norm else math.inf if difference else 0.0
-
-
-def _cosine(a: Array, b: Array) -> float:
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    # Two constant maps have no direction: they are alike if both are.
-    return float(a @ b) / norms if norms else float(np.array_equal(a, b))
-
-
-def _ranks(values: Array) -> npt.NDArray[np.float64]:
-    """Return ranks, equal values sharing the mean of theirs: relevance has many zeros."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2.0)[places.ravel()], dtype=np.float64)
-
-
-def motion_margin(
-    relevance: Array, n_sigma: float, sign: str, sigma: str, border: str, normalise: str
-) -> tuple[npt.NDArray[np.float64], float]:
-    """Return how far each voxel of a map [T,H,W] lies above the threshold of the selection, and the threshold.
-
-    The formulas of ``selrel_kernels.select_motion`` in NumPy and float64.
-    """
-    values = relevance.astype(np.float64)
-    if normalise == "author-2020":
-        values = values / max(float(np.abs(values).max()), np.finfo(np.float64).tiny)
-        if values.min() < 0:
-            values = (values - values.min()) / (values.max() - values.min())
-    padded = np.pad(values, 1, mode="edge" if border == "replicate" else "constant")
-    gradient = padded[2:] - padded[:-2]
-    gradient = gradient[:, :-2] + 2 * gradient[:, 1:-1] + gradient[:, 2:]
-    gradient = gradient[:, :, :-2] + 2 * gradient[:, :, 1:-1] + gradient[:, :, 2:]
-    threshold = n_sigma * float(np.std(np.abs(gradient) if sigma == "absolute" else gradient, ddof=1))
-    measured = {"absolute": np.abs(gradient), "rising": gradient, "falling": -gradient}[sign]
-    return np.asarray(measured - threshold), threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, overload
@@ -54,7 +55,8 @@ def select_motion(
     """Keep the relevance that changes over time: R → (motion relevance, mask).
 
     relevance  float [B,C,T,H,W], or [B,T,H,W] with the channels summed already; torch (any device) or NumPy.
-               float16, bfloat16 and float32 are computed in float32, float64 in float64.
+               float16, bfloat16 and float32 are computed in float32, float64 in float64. CUDA tensors go to the
+               operator ``torch.ops.selrel.select_motion``, which launches the kernel where it can.
     n_sigma    the threshold, in standard deviations σ of the gradient over time G of each clip; 4 where neither it nor
                ``thresholds`` is given. G is a Sobel filter, R[t+1] − R[t−1] smoothed over H and W, of the channel sum
                (``reference.motion_gradient``).
@@ -81,6 +83,9 @@ def select_motion(
     n_sigma = DEFAULT_N_SIGMA if n_sigma is None else n_sigma
     check_settings(n_sigma, sign=sign, sigma=sigma, border=border, normalise=normalise)
     tensor = _as_tensor(relevance)
+    if tensor.device.type == "cuda":
+        limits = None if thresholds is None else check_thresholds(thresholds, tensor.shape[-3])
+        return _on_cuda(tensor, float(n_sigma), limits, sign, sigma, border, normalise)
     gradient = reference.motion_gradient(tensor.detach(), border, normalise)
     if thresholds is None:
         threshold = reference.sigma_threshold(gradient, float(n_sigma), sigma)
@@ -127,7 +132,8 @@ def check_thresholds(thresholds: Any, steps: int) -> tuple[float, ...]:
     return values
 
 
-def _as_tensor(relevance: Any) -> torch.Tensor:
+def check_map(relevance: Any) -> None:
+    """Raise TypeError or ValueError unless ``relevance`` is a map: a tensor or an array, its type, its shape."""
     if isinstance(relevance, torch.Tensor):
         known = relevance.dtype in _TORCH_DTYPES
     elif isinstance(relevance, np.ndarray):
@@ -143,11 +149,35 @@ def _as_tensor(relevance: Any) -> torch.Tensor:
         raise ValueError(f"relevance must hold at least one voxel on every axis, got {shape}")
     if shape[-3] < 2:
         raise ValueError(f"relevance must have at least 2 time steps (the third axis from the end), got {shape}")
+
+
+def _as_tensor(relevance: Any) -> torch.Tensor:
+    check_map(relevance)
     if isinstance(relevance, torch.Tensor):
         return relevance
     # torch takes neither negative strides nor foreign byte orders, and warns of arrays that cannot be written.
     array = np.ascontiguousarray(relevance, dtype=relevance.dtype.newbyteorder("="))
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _on_cuda(
+    relevance: torch.Tensor, n_sigma: float, thresholds: tuple[float, ...] | None, *settings: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from .torch_operator import select_motion as operator  # registered when a GPU is used
+
+    limits = None
+    if thresholds is not None:
+        # Under CUDA graphs nothing may be copied from the host: the first call does it.
+        make = _limits_on.__wrapped__ if torch.compiler.is_compiling() else _limits_on
+        limits = make(thresholds, relevance.device)
+    motion, mask = operator(relevance, n_sigma, limits, *settings)
+    return motion, mask
+
+
+@functools.lru_cache(maxsize=16)
+def _limits_on(thresholds: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(thresholds, dtype=torch.float32, device=device)
 
 
 def _check_finite(threshold: torch.Tensor) -> None:

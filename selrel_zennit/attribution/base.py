@@ -12,6 +12,7 @@ from zennit.attribution import Attributor
 
 from ..composites import release_hooks
 from ..errors import InputError
+from .convolution import FastConvolutions
 from .record import Recorder
 
 AttrOutput = torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None
@@ -26,10 +27,12 @@ class VideoAttributor(Attributor):
     the very parameters it had before (Zennit 1.0 puts new ones in their place) and no hooks.
 
     ``info`` says what the attributor is; ``build_method`` fills it in. ``records`` is False for methods without one
-    backward pass that relevance at a layer could be read from.
+    backward pass that relevance at a layer could be read from. ``fast_convolutions`` is True for methods that run
+    convolutions by FastConvolutions; the others take torch's kernels, so that they equal Zennit's to the last bit.
     """
 
     records: ClassVar[bool] = True
+    fast_convolutions: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, composite: Any = None, attr_output: AttrOutput = None) -> None:
         super().__init__(model=model, composite=composite, attr_output=attr_output)
@@ -79,7 +82,7 @@ class VideoAttributor(Attributor):
             # A tensor made under inference mode cannot be differentiated; its clone can.
             input = input.clone() if input.is_inference() else input.detach()
             try:
-                with self._recorder or nullcontext():
+                with self._recorder or nullcontext(), FastConvolutions() if self.fast_convolutions else nullcontext():
                     output, attribution = super().__call__(input, attr_output)
             finally:
                 if self.composite is not None:

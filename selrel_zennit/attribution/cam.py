@@ -23,6 +23,8 @@ POOLS = {"volume": (2, 3, 4), "step": (3, 4)}
 class _CAM(VideoAttributor):
     """What the maps share: the layer and the weights, the upsampling."""
 
+    fast_convolutions = True
+
     def __init__(
         self,
         model: nn.Module,

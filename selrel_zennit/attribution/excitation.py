@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
+from ..canonizers import VideoCanonizer
 from ..composites import ContrastiveExcitationBackprop, find_head
 from .gradient import Gradient
 from .head import AttrOutputFn, checked
@@ -37,7 +38,7 @@ class ExcitationBackprop(Gradient):
     def __init__(
         self, model: nn.Module, contrastive: bool = False, layer: str | None = None, head: str | None = None
     ) -> None:
-        super().__init__(model, ContrastiveExcitationBackprop(contrastive, head))
+        super().__init__(model, ContrastiveExcitationBackprop(contrastive, head, canonizers=[VideoCanonizer()]))
         self.head = find_head(model, head) if contrastive else None
         self.layer_name = layer
         if layer is not None:

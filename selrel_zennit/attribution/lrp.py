@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus
 
+from ..canonizers import VideoCanonizer
 from ..clip import ClipSpec
 from ..composites import DTD, DTDEpsilonHead, find_head
 from ..errors import InputError
@@ -34,7 +35,7 @@ def dtd(model: nn.Module, pool: str = "winner") -> Gradient:
     ``pool`` says where a max pool sends relevance: to the "winner", or to all in "proportional" shares; see DTD.
     Raises InputError for another pool, and where the model has no ClipSpec.
     """
-    return Gradient(model, DTD(*_box(model, "dtd"), pool=pool))
+    return Gradient(model, DTD(*_box(model, "dtd"), pool=pool, canonizers=[VideoCanonizer()]))
 
 
 class EpsilonHead(Gradient):
@@ -46,7 +47,7 @@ class EpsilonHead(Gradient):
     def __init__(
         self, model: nn.Module, low: torch.Tensor, high: torch.Tensor, epsilon: float = 1e-6, head: str | None = None
     ) -> None:
-        super().__init__(model, DTDEpsilonHead(low, high, epsilon=epsilon, head=head))
+        super().__init__(model, DTDEpsilonHead(low, high, epsilon=epsilon, head=head, canonizers=[VideoCanonizer()]))
         self.head = find_head(model, head)
 
     def forward(self, input: torch.Tensor, attr_output_fn: AttrOutputFn) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +109,7 @@ class Contrastive(Gradient):
 )
 def dtd_contrastive(model: nn.Module, pool: str = "winner") -> Contrastive:
     """Return DTD of a class against the others; ``pool`` as for dtd. Raises InputError as dtd does."""
-    return Contrastive(model, DTD(*_box(model, "dtd_contrastive"), pool=pool))
+    return Contrastive(model, DTD(*_box(model, "dtd_contrastive"), pool=pool, canonizers=[VideoCanonizer()]))
 
 
 @register_method(
@@ -121,7 +122,7 @@ def dtd_contrastive(model: nn.Module, pool: str = "winner") -> Contrastive:
 )
 def lrp_epsilon_plus(model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None) -> Gradient:
     """Return Zennit's EpsilonPlus. ``zero_params="bias"`` drops the biases, which Zennit keeps by default."""
-    return Gradient(model, EpsilonPlus(epsilon=epsilon, zero_params=zero_params))
+    return Gradient(model, EpsilonPlus(epsilon=epsilon, zero_params=zero_params, canonizers=[VideoCanonizer()]))
 
 
 @register_method(
@@ -140,7 +141,10 @@ def lrp_epsilon_gamma_box(
     Raises InputError where the model has no ClipSpec.
     """
     low, high = _box(model, "lrp_epsilon_gamma_box")
-    return Gradient(model, EpsilonGammaBox(low, high, epsilon=epsilon, gamma=gamma, zero_params=zero_params))
+    composite = EpsilonGammaBox(
+        low, high, epsilon=epsilon, gamma=gamma, zero_params=zero_params, canonizers=[VideoCanonizer()]
+    )
+    return Gradient(model, composite)
 
 
 @register_method(
@@ -153,7 +157,7 @@ def lrp_epsilon_gamma_box(
 )
 def lrp_alpha2_beta1(model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None) -> Gradient:
     """Return Zennit's EpsilonAlpha2Beta1. ``zero_params="bias"`` drops the biases, which Zennit keeps by default."""
-    return Gradient(model, EpsilonAlpha2Beta1(epsilon=epsilon, zero_params=zero_params))
+    return Gradient(model, EpsilonAlpha2Beta1(epsilon=epsilon, zero_params=zero_params, canonizers=[VideoCanonizer()]))
 
 
 def _box(model: nn.Module, method: str) -> tuple[torch.Tensor, torch.Tensor]:

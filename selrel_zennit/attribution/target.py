@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..class_names import class_index
 from ..errors import InputError
-from ..text import close_names
 
 Target = int | str | Sequence[int] | torch.Tensor | None
 
@@ -38,7 +38,7 @@ def resolve_target(target: Target, logits: torch.Tensor, class_names: Sequence[s
     if target is None:
         target = "top1"
     if isinstance(target, str):
-        target = _parse(target, num_classes, class_names)
+        target = class_index(target, num_classes, class_names)
     if isinstance(target, int) and target == -1:
         return logits.argmax(1)
     chosen = torch.as_tensor(target, device=logits.device).reshape(-1)
@@ -46,26 +46,3 @@ def resolve_target(target: Target, logits: torch.Tensor, class_names: Sequence[s
     if chosen.numel() not in (1, batch):
         raise InputError(f"{chosen.numel()} targets for {batch} clips: give one, or one per clip")
     return chosen.to(torch.int64).expand(batch)
-
-
-def _parse(target: str, num_classes: int, class_names: Sequence[str] | None) -> int:
-    if target == "top1":
-        return -1
-    if class_names is not None and list(class_names).count(target) > 1:
-        raise InputError(f"{list(class_names).count(target)} classes are named {target!r}: give the index")
-    if class_names is not None and target in class_names:
-        return list(class_names).index(target)
-    try:
-        index = int(target)
-    except ValueError:
-        if class_names is None:
-            raise InputError(
-                f"target {target!r}: this model has no class names; give top1 or an index 0…{num_classes - 1}"
-            ) from None
-        raise InputError(
-            f"no class named {target!r}{close_names(target, class_names)}; "
-            f"give top1, a name, or an index 0…{num_classes - 1}"
-        ) from None
-    if not 0 <= index < num_classes:
-        raise InputError(f"target must be top1 or lie in 0…{num_classes - 1}, got {index}")
-    return index

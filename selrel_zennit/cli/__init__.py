@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -21,8 +22,21 @@ COMMANDS = {
     "calibrate": _Entry(
         "selrel_zennit.cli.calibrate:calibrate", "Measure thresholds with a stated false-positive rate."
     ),
-    "list": _Entry("selrel_zennit.cli.listing:listing", "List methods, models, composites or presets."),
+    "lint": _Entry(
+        "selrel_zennit.cli.lint:lint", "Check that a network conserves relevance, and say where it does not."
+    ),
+    "export": _Entry("selrel_deploy.cli.export:export", "Write an explanation as one static graph for devices."),
+    "parity": _Entry("selrel_deploy.cli.parity:parity", "Certify that a runner computes the same explanation."),
+    "run": _Entry("selrel_deploy.cli.run:run", "Explain a video by an artifact, without torch."),
+    "bench": _Entry("selrel_deploy.cli.bench:bench", "Measure what explanations cost, against a budget."),
+    "list": _Entry("selrel_zennit.cli.listing:listing", "List methods, models, composites, runners or presets."),
 }
+
+
+def resolve(target: str) -> Any:
+    """Return what an import string "module:name" means: packages that this one must not import are joined by them."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 class _Root(click.Group):
@@ -32,13 +46,10 @@ class _Root(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        import importlib
-
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name].target.partition(":")
         try:
-            command: click.Command = getattr(importlib.import_module(module), attribute)
+            command: click.Command = resolve(COMMANDS[cmd_name].target)
         except ModuleNotFoundError as error:
             # A device installs with --no-deps; only what it can run is there.
             raise InputError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,8 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..attribution import METHODS, VideoAttributor, build_method
-from ..calibration import Calibration
+from ..attribution import METHODS, build_method
 from ..colormaps import palette
 from ..comparison import RUNNER_UP, runner_up
 from ..comparison_outputs import write_versus
@@ -22,11 +19,19 @@ from ..files import check_writable, staged_folder
 from ..metrics import sanity_check
 from ..outputs import ClipExplanations, Style, class_name, write_outputs
 from ..pipeline import device_of, explain_video
-from ..selection import PRESETS, MotionSelection, Selection, check_alpha
+from ..selection import Selection
 from ..synthetic import demo_frames
-from .options import json_option, method_options, model_options, open_model, weights_entry, write_json
-
-OPTIONAL_FILES = ("versus.png", "versus.npz")
+from .options import (
+    json_option,
+    method_options,
+    model_options,
+    open_model,
+    style_options,
+    weights_entry,
+    write_json,
+)
+from .reporting import OPTIONAL_FILES, print_summary, remove_stale, weights_doubt
+from .selection_options import chosen_selection, selection_options, selection_settings
 
 
 @click.command()
@@ -34,16 +39,7 @@ OPTIONAL_FILES = ("versus.png", "versus.npz")
 @model_options
 @click.option("--method", default="dtd", show_default=True, help="A name of `selrel list methods`.")
 @click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method; may be repeated.")
-@click.option("--n-sigma", type=float, help="Threshold of the selection, in σ  [default: 4]")
-@click.option(
-    "--preset",
-    type=click.Choice([*PRESETS, "calibrated"]),
-    default="default",
-    show_default=True,
-    help="Settings of the selection.",
-)
-@click.option("--alpha", type=float, help="False-positive rate of --preset calibrated  [default: 0.001]")
-@click.option("--calibration", "calibration_path", help="A file of `selrel calibrate`  [default: the one that ships]")
+@selection_options
 @click.option("--target", default="top1", show_default=True, help="top1, a class index, or a class name.")
 @click.option("--versus", metavar="TARGET", help="A second class, or runner-up: both side by side, and the difference.")
 @click.option("--check", is_flag=True, help="Does the map depend on the class, and on the network's weights?")
@@ -51,17 +47,7 @@ OPTIONAL_FILES = ("versus.png", "versus.npz")
 @click.option("--all-clips", is_flag=True, help="Explain every clip, for the class with the highest mean logit.")
 @click.option("--no-frozen", is_flag=True, help="Do not explain the clip frozen to one frame beside it.")
 @click.option("--out", default="out", show_default=True, help="Folder for the five files.")
-@click.option("--cmap", default="coldnhot", show_default=True, help="Zennit's colour map, or one in its language.")
-@click.option(
-    "--level", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Level of the colour map."
-)
-@click.option(
-    "--relevance-norm",
-    type=click.Choice(["symmetric", "absolute", "unaligned"]),
-    default="symmetric",
-    show_default=True,
-    help="How relevance is scaled to colours.",
-)
+@style_options
 @json_option
 def explain(
     video: str | None,
@@ -96,12 +82,12 @@ def explain(
         check_writable(json_path)
     palette(cmap, level)  # a wrong name fails here, not after the work
     options = method_options(pairs)
-    settings = _selection_settings(preset, n_sigma, alpha, calibration_path)
+    settings = selection_settings(preset, n_sigma, alpha, calibration_path)
     with staged_folder(out) as folder:
         model = open_model(**model_settings)
         provenance: dict[str, Any] = model.provenance  # type: ignore[assignment]
         attributor = build_method(method, model, **options)
-        selection, doubt = _selection(attributor, settings, calibration_path)
+        selection, doubt = chosen_selection(attributor, settings, calibration_path)
         source = video if video is not None else demo_frames()
         clips = explain_video(
             model,
@@ -132,7 +118,7 @@ def explain(
             )
         if check:
             additions["check"] = _check(model, clips, method, selection, options)
-        unknown = _doubt(model_settings["model_name"], video, str(provenance["weights"]))
+        unknown = weights_doubt(model_settings["model_name"], video, str(provenance["weights"]))
         cut = f"clip spec {provenance['clip_spec']}" if "clip_spec" in provenance else None
         warnings = [METHODS[method].warning, doubt, unknown, cut, *additions.get("check", {}).get("findings", [])]
         summary = write_outputs(
@@ -152,15 +138,9 @@ def explain(
             warnings=[text for text in warnings if text],
             additions=additions,
         )
-    for name in OPTIONAL_FILES:
-        # Of an earlier run into the same folder; beside this run's summary they would be taken for its own.
-        if name.partition(".")[0] not in additions:
-            (Path(out) / name).unlink(missing_ok=True)
+    remove_stale(out, keep=OPTIONAL_FILES if "versus" in additions else ())
     write_json(json_path, summary)
-    if json_path != "-":
-        _report(summary, out)
-    for text in (*summary["notes"], *(f"warning: {warning}" for warning in summary["warnings"])):
-        print(text, file=sys.stderr)
+    print_summary(summary, out, figures=json_path != "-")
 
 
 def _other_class(versus: str, clips: ClipExplanations) -> str | int:
@@ -189,75 +169,6 @@ def _check(
     return {"start": clips.starts[surest], **found}
 
 
-def _selection_settings(
-    preset: str, n_sigma: float | None, alpha: float | None, calibration_path: str | None
-) -> dict[str, Any]:
-    """Check that the options of the selection go together, and return the summary's entries for them."""
-    if preset == "calibrated":
-        if n_sigma is not None:
-            raise InputError("--n-sigma does not go with --preset calibrated: give --alpha")
-        alpha = 0.001 if alpha is None else alpha
-        check_alpha(alpha)
-        return {"preset": preset, "n_sigma": None, "alpha": alpha}
-    for name, value in (("--alpha", alpha), ("--calibration", calibration_path)):
-        if value is not None:
-            raise InputError(f"{name} goes with --preset calibrated alone, not with {preset}")
-    n_sigma = 4.0 if n_sigma is None else n_sigma
-    MotionSelection.preset(preset, n_sigma=n_sigma)
-    return {"preset": preset, "n_sigma": n_sigma}
-
-
-def _selection(
-    attributor: VideoAttributor, settings: dict[str, Any], calibration_path: str | None
-) -> tuple[Selection, str | None]:
-    """Return the selection, and a warning where its thresholds did not stand their verification."""
-    if settings["preset"] != "calibrated":
-        return MotionSelection.preset(settings["preset"], n_sigma=settings["n_sigma"]), None
-    path = calibration_path
-    calibration = Calibration.read(path) if path is not None else Calibration.shipped(attributor)
-    level = calibration.level(settings["alpha"])
-    selection = calibration.selection(settings["alpha"])
-    try:
-        selection.check(attributor)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if level.holds:
-        return selection, None
-    return selection, (
-        f"the thresholds for alpha {level.alpha:g} let {level.held_out_rate:.2g} of the voxels of held-out frozen "
-        "clips pass: calibrate on more clips"
-    )
-
-
 def _progress(clips: Iterable[Any]) -> Iterable[Any]:
     # disable=None: no bar where standard error is not a terminal.
     return tqdm(clips, desc="clips", unit="clip", disable=None)  # type: ignore[no-any-return]
-
-
-def _doubt(model_name: str, video: str | None, weights: str) -> str | None:
-    if weights.startswith("random"):
-        return "random weights: the class means nothing, the maps show the network's structure alone"
-    if model_name == "demo" and video is not None:
-        return "the demo model knows eight motions of synthetic sprites alone; pass --model for a real video"
-    return None
-
-
-def _report(summary: dict[str, Any], out: str) -> None:
-    print(f"{summary['target_name']}  {summary['target_probability']:.1%}   {summary['method']} on {summary['model']}")
-    for clip in summary["clips"][:10]:
-        area, mass = (_percent(clip[key]) for key in ("motion_area", "motion_mass"))
-        print(f"frame {clip['start']}: motion is {mass} of the relevance, on {area} of its area{_frozen(clip)}")
-    if len(summary["clips"]) > 10:
-        print(f"… and {len(summary['clips']) - 10} more clips in summary.json")
-    files = ["overlay.mp4", "strip.png", "report.html", "explanation.npz", "summary.json"]
-    print(f"wrote {', '.join(files + list(OPTIONAL_FILES if 'versus' in summary else ()))} to {out}")
-
-
-def _frozen(clip: dict[str, Any]) -> str:
-    if "frozen" not in clip["seconds"]:
-        return ""
-    return f"; frozen, where nothing moves: {_percent(clip['frozen_mass'])}, on {_percent(clip['frozen_area'])}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
-from zennit.composites import COMPOSITES
 
-from ..attribution import METHODS
-from ..calibration import shipped_for
-from ..models import MODELS
-from ..selection import PRESETS
+from . import resolve
 from .options import json_option, write_json
+
+# Of a package that this one does not import.
+_RUNNERS = "selrel_deploy.runners:list_runners"
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["methods", "models", "composites", "presets"]))
+@click.argument("what", type=click.Choice(["methods", "models", "composites", "runners", "presets"]))
 @json_option
 def listing(what: str, json_path: str | None) -> None:
-    """List what there is: name, one line, citation, and for methods whether they compile and what to beware of."""
-    rows = {"methods": _methods, "models": _models, "composites": _composites, "presets": _presets}[what]()
+    """List what there is: name, one line, citation; of methods whether they compile, of runners whether installed."""
+    kinds = {
+        "methods": _methods,
+        "models": _models,
+        "composites": _composites,
+        "runners": lambda: resolve(_RUNNERS)(),
+        "presets": _presets,
+    }
+    rows = kinds[what]()
     write_json(json_path, rows)
     if json_path == "-":
         return
@@ -32,6 +39,8 @@ def listing(what: str, json_path: str | None) -> None:
 
 
 def _methods() -> list[dict[str, Any]]:
+    from ..attribution import METHODS
+
     return [
         {
             "name": entry.name,
@@ -47,6 +56,8 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
+    from ..models import MODELS
+
     return [
         {
             "name": entry.name,
@@ -59,6 +70,10 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _composites() -> list[dict[str, Any]]:
+    from zennit.composites import COMPOSITES
+
+    import_module("..composites", __package__)  # registers this package's own
+
     return [
         {"name": name, "summary": " ".join((composite.__doc__ or "").strip().split("\n\n")[0].split())}
         for name, composite in COMPOSITES.items()
@@ -66,6 +81,10 @@ def _composites() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
+    from ..calibration import shipped_for
+    from ..models import MODELS
+    from ..selection import PRESETS
+
     rows: list[dict[str, Any]] = [{"name": name, "summary": preset.summary} for name, preset in PRESETS.items()]
     calibrated = {
         "name": "calibrated",

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they become."""
+"""Options that several commands share, and what they become. Without torch until a model is asked for."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import torch
-from torch import nn
 
 from ..clip import ClipSpec
 from ..errors import InputError
 from ..files import atomic_path
-from ..models import load_model
-from ..models.c3d_layouts import VARIANTS
 from ..text import close_names
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,6 +58,33 @@ def model_options(command: F) -> F:
     return command
 
 
+def style_options(command: F) -> F:
+    """Add --cmap, --level and --relevance-norm, the fields of ``Style``."""
+    for option in reversed(
+        (
+            click.option(
+                "--cmap", default="coldnhot", show_default=True, help="Zennit's colour map, or one in its language."
+            ),
+            click.option(
+                "--level",
+                type=click.FloatRange(0, min_open=True),
+                default=1.0,
+                show_default=True,
+                help="Level of the colour map.",
+            ),
+            click.option(
+                "--relevance-norm",
+                type=click.Choice(["symmetric", "absolute", "unaligned"]),
+                default="symmetric",
+                show_default=True,
+                help="How relevance is scaled to colours.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def json_option(command: F) -> F:
     """Add --json PATH."""
     return click.option("--json", "json_path", help="Write the figures as JSON to this file; - is standard output.")(
@@ -76,6 +103,10 @@ def open_model(
     seed: int,
 ) -> nn.Module:
     """Return the network that the options of ``model_options`` name. Raises InputError."""
+    import torch
+
+    from ..models import load_model
+
     if threads:
         torch.set_num_threads(threads)
     spec = _read_spec(clip_spec) if clip_spec is not None else None
@@ -120,6 +151,8 @@ def write_json(path: str | None, figures: Any) -> None:
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
@@ -134,6 +167,8 @@ def _device(name: str) -> torch.device:
 
 
 def _read_spec(name: str) -> ClipSpec:
+    from ..models.c3d_layouts import VARIANTS
+
     if name in VARIANTS:
         return VARIANTS[name]
     try:

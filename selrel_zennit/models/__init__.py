@@ -1,6 +1,16 @@
 """Networks: one file each, which registers itself when it is imported, and the registry that knows them."""
 
-from . import c3d, demo
+from . import c3d, demo, i3d, resnet3d, torchvision_video
 from .registry import MODELS, ModelEntry, load_model, register_model
 
-__all__ = ["MODELS", "ModelEntry", "c3d", "demo", "load_model", "register_model"]
+__all__ = [
+    "MODELS",
+    "ModelEntry",
+    "c3d",
+    "demo",
+    "i3d",
+    "load_model",
+    "register_model",
+    "resnet3d",
+    "torchvision_video",
+]

@@ -28,7 +28,8 @@ class ModelEntry:
 
     ``build(num_classes=…, spec=…)`` makes it; ``recognise(state)`` turns a public file's keys into its own and says
     which ClipSpec belongs to the file; ``embedded`` is the weight file that ships with the package, if one does;
-    ``classes`` is the number of classes where neither the caller nor a file says.
+    ``classes`` is the number of classes where neither the caller nor a file says; ``reset(model, seed)`` draws random
+    weights where the network has no ``reset_parameters(seed)`` of its own.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelEntry:
     recognise: Callable[[Mapping[str, torch.Tensor]], tuple[str, State, ClipSpec]] | None = None
     embedded: Path | None = None
     head: str | None = None
+    reset: Callable[[nn.Module, int], None] | None = None
 
 
 MODELS: dict[str, ModelEntry] = {}
@@ -47,7 +49,7 @@ MODELS: dict[str, ModelEntry] = {}
 def register_model(name: str, **fields: Any) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Register a factory ``(num_classes=…, spec=…) -> nn.Module`` under ``name``; ``fields`` are ModelEntry's.
 
-    "random" weights are drawn by the network's ``reset_parameters(seed)`` where it has one, else module by module.
+    "random" weights are drawn by ``reset``, or the network's ``reset_parameters(seed)``, else module by module.
     Raises ValueError when the name is taken.
     """
 
@@ -113,7 +115,7 @@ def _load_registered(
         )
     if weights == "random":
         model = _build(entry, num_classes or entry.classes, spec)
-        _reset(model, seed)
+        (entry.reset or _reset)(model, seed)
         return model, {"weights": f"random seed {seed}", "sha256": None, "layout": None}
     if weights == "own":
         raise InputError(f"--weights own is for factories; for {entry.name} pass --weights FILE or random")

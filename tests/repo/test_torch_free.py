@@ -1,4 +1,7 @@
-"""The device path runs in an interpreter that has NumPy, OpenCV, PyAV and click, and nothing else."""
+"""The device path runs in an interpreter that has NumPy, OpenCV, PyAV and click, and nothing else.
+
+Artifacts run there too, with ONNX Runtime beside them: no torch, no torchvision, no Zennit.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ ONLY_LIGHT_MODULES = """
 import sys
 
 HAS = {"numpy", "cv2", "av", "click", "selrel_zennit", "selrel_kernels", "selrel_deploy"} | sys.stdlib_module_names
+HAS |= ALSO
 
 class NothingElse:
     def find_spec(self, name, path=None, target=None):
@@ -84,9 +88,55 @@ except ModuleNotFoundError as error:
 """
 
 
-def run_on_device(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+# ONNX Runtime, and what it imports.
+RUNTIME = ("onnxruntime", "flatbuffers", "packaging")
+
+RUN = """
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from selrel_zennit.cli import main
+from selrel_zennit.video import write_png
+
+frame = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+Path("frames").mkdir()
+for step in range(40):
+    moved = frame.copy()
+    moved[5:15, step : step + 9] = (255, 40, 0)
+    write_png(Path("frames") / f"{step:03d}.png", moved)
+
+for name in ("whole", "split"):
+    assert main(["parity", f"{name}.onnx", "--json", "certificate.json"]) == 0
+    assert json.loads(Path("certificate.json").read_text())["grade"] in ("exact", "faithful")
+    when = ["--explain-when", "any:0"] if name == "split" else []
+    assert main(["run", f"{name}.onnx", "frames", "--all-clips", "--out", name, *when]) == 0
+    made = {path.name for path in Path(name).iterdir()}
+    assert made == {"overlay.mp4", "strip.png", "report.html", "explanation.npz", "summary.json"}, made
+    summary = json.loads((Path(name) / "summary.json").read_text())
+    assert summary["runner"] == "onnxruntime"
+    assert [clip["start"] for clip in summary["clips"]] == [0, 16]
+    assert summary["clips"][0]["frozen_mass"] is not None
+
+printed = io.StringIO()
+with contextlib.redirect_stdout(printed):
+    assert main(["list", "runners", "--json", "-"]) == 0
+installed = {row["name"]: row["installed"] for row in json.loads(printed.getvalue())}
+assert (installed["onnxruntime"], installed["eager"]) == ("yes", "no"), installed
+assert main(["parity", "whole.onnx", "--against", "zennit"]) == 2
+for name in ("torch", "torchvision", "zennit"):
+    assert name not in sys.modules, name
+print("all done")
+"""
+
+
+def run_on_device(source: str, folder: Path, *also: str) -> subprocess.CompletedProcess[str]:
+    light = ONLY_LIGHT_MODULES.replace("ALSO", repr(set(also)) if also else "set()")
     return subprocess.run(
-        [sys.executable, "-c", ONLY_LIGHT_MODULES + source],
+        [sys.executable, "-c", light + source],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -102,6 +152,24 @@ def test_device_path_needs_no_torch(tmp_path: Path) -> None:
     # One line, not a traceback, for a command that a device cannot run.
     assert done.stderr.startswith("selrel: error: selrel explain needs ")
     assert done.stderr.count("\n") == 1
+
+
+def test_artifacts_run_and_are_certified_without_torch(tmp_path: Path) -> None:
+    import torch
+
+    import selrel_zennit as sr
+    from networks import small_c3d
+    from selrel_deploy import compile_explanation, export
+
+    model = small_c3d()
+    graph = compile_explanation(sr.build_method("dtd", model), torch.zeros(1, *model.spec.shape))
+    info = {"clip_spec": model.spec.to_dict()}
+    export(graph, tmp_path / "whole.onnx", info=info)
+    export(graph, tmp_path / "split.onnx", info=info, split=True)
+    done = run_on_device(RUN, tmp_path, *RUNTIME)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "all done"
+    assert "selrel: error: --against zennit needs" in done.stderr
 
 
 def test_a_heavy_import_is_found(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import selrel_zennit as sr
+from selrel_deploy import compile_explanation, export
 from selrel_deploy.compiler.lower import lower
 
 
@@ -79,3 +81,21 @@ def lowered() -> Callable[..., fx.GraphModule]:
         return lower(graph)
 
     return build
+
+
+NAMES = ["walk", "run", "jump: high", "sit", "swim"]
+FRAME_SIZE = (40, 50)
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the artifacts of DTD on a small C3D whose classes have names: whole, split, and with frames as input."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    model = sr.load_model("networks:small_c3d", "own")
+    graph = compile_explanation(sr.build_method("dtd", model), torch.zeros(1, *model.spec.shape))
+    info = {"class_names": NAMES}
+    return {
+        "whole": export(graph, folder / "whole.onnx", info=info),
+        "split": export(graph, folder / "split.onnx", info=info, split=True),
+        "uint8": export(graph, folder / "uint8.onnx", info=info, input="uint8", frame_size=FRAME_SIZE),
+    }

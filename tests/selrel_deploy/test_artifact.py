@@ -1,5 +1,6 @@
 """Artifacts: what is written, and that nothing damaged, missing or newer is read."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,15 +10,16 @@ import pytest
 import torch
 
 import selrel_zennit as sr
+from networks import few_layers
 from selrel_deploy import compile_explanation, export, read_artifact
 from selrel_deploy.artifact import OUTPUTS, golden_path, manifest_path, write_manifest
 
-from .conftest import clip_with_ties, varied
+from .conftest import clip_with_ties
 
 
 @pytest.fixture(scope="module")
 def graph():
-    model = varied(torch.float32)
+    model = few_layers()
     return compile_explanation(sr.build_method("dtd", model), torch.zeros(1, *model.spec.shape), sr.MotionSelection(2))
 
 
@@ -41,7 +43,7 @@ def test_what_an_artifact_says(artifact, graph):
     assert read.precision == "fp32"
     assert sr.MotionSelection(**read.selection) == sr.MotionSelection(2)
     assert read.info["method"] == "dtd"
-    assert sr.ClipSpec.from_dict(read.info["clip_spec"]) == varied().spec
+    assert sr.ClipSpec.from_dict(read.info["clip_spec"]) == few_layers().spec
     assert read.versions["torch"] == torch.__version__.partition("+")[0] or read.versions["torch"] == torch.__version__
 
 
@@ -53,11 +55,16 @@ def test_the_onnx_file_is_plain(artifact, graph):
     assert [entry.name for entry in model.graph.output] == list(OUTPUTS)
     names = [node.op_type for node in model.graph.node]
     assert not set(names) & {"MaxUnpool", "ScatterND", "ScatterElements", "OneHot", "GatherND", "Loop", "If"}
-    assert names.count("Conv") + names.count("ConvTranspose") == graph.passes[-1].convolutions
+    products = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    # R·W of a linear layer is written as one more.
+    linear = sum("/mm" in node.name for node in products)
+    assert len(products) - linear == graph.passes[-1].convolutions
     assert all(len(node.output) == 1 for node in model.graph.node if node.op_type == "MaxPool")
     weights = {entry.name for entry in model.graph.initializer}
+    # A reshape of a constant moves nothing.
+    weights |= {node.output[0] for node in model.graph.node if node.op_type == "Reshape" and node.input[0] in weights}
     for node in model.graph.node:
-        if node.op_type in ("Conv", "ConvTranspose"):
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
             assert node.input[1] in weights, "a weight is computed at run time"
 
 
@@ -73,8 +80,10 @@ def test_golden_cases_are_the_graphs(artifact, graph):
             assert np.array_equal(golden[name][index], value.numpy())
 
 
-def test_clips_and_info_may_be_the_callers(graph, tmp_path):
-    clips = torch.cat([clip_with_ties(varied().spec, seed) for seed in (0, 1)])
+def test_clips_and_info_may_be_the_callers(tmp_path):
+    model = few_layers()
+    graph = compile_explanation(sr.build_method("gradcam", model), torch.zeros(1, *model.spec.shape))
+    clips = torch.cat([clip_with_ties(model.spec, seed) for seed in (0, 1)])
     path = export(graph, tmp_path / "own.onnx", clips=clips, info={"model": "mine"})
     read = read_artifact(path)
     assert read.info["model"] == "mine"
@@ -101,10 +110,13 @@ def test_a_changed_byte_in_any_file_is_found(copied, name):
 def test_schemas(copied):
     fields = json.loads(manifest_path(copied).read_text(encoding="utf-8"))
     del fields["manifest_sha256"]
-    write_manifest({**fields, "schema": "1.9", "later": "addition"}, manifest_path(copied))
+    write_manifest({**fields, "schema": "2.9", "later": "addition"}, manifest_path(copied))
     read_artifact(copied)
-    write_manifest({**fields, "schema": "2.0"}, manifest_path(copied))
-    with pytest.raises(sr.InputError, match=r"schema 2\.0.*install a newer"):
+    write_manifest({**fields, "schema": "3.0"}, manifest_path(copied))
+    with pytest.raises(sr.InputError, match=r"schema 3\.0.*install a newer"):
+        read_artifact(copied)
+    write_manifest({**fields, "schema": "1.0"}, manifest_path(copied))
+    with pytest.raises(sr.InputError, match=r"schema 1\.0.*export it again"):
         read_artifact(copied)
     del fields["selection"]
     write_manifest(fields, manifest_path(copied))
@@ -117,7 +129,7 @@ def test_schemas(copied):
 
 
 def test_what_cannot_be_exported(graph, tmp_path):
-    model = varied()
+    model = few_layers().double()
     double = compile_explanation(sr.build_method("gradient", model), torch.zeros(1, *model.spec.shape).double())
     for arguments, message in (
         ((double, tmp_path / "a.onnx"), "float32"),
@@ -127,8 +139,12 @@ def test_what_cannot_be_exported(graph, tmp_path):
             export(*arguments)
     with pytest.raises(sr.InputError, match="no field 'modle'"):
         export(graph, tmp_path / "a.onnx", info={"modle": "x"})
-    with pytest.raises(sr.InputError, match="clips must be"):
+    with pytest.raises(sr.InputError, match="golden clips must be"):
         export(graph, tmp_path / "a.onnx", clips=torch.zeros(1, 3, 2, 2, 2))
+    with pytest.raises(sr.InputError, match=r"part of an artifact.*without \.forward"):
+        export(graph, tmp_path / "a.forward.onnx")
+    with pytest.raises(sr.InputError, match="no bf16"):
+        export(dataclasses.replace(graph, precision="bf16"), tmp_path / "a.onnx")
     with pytest.raises(sr.InputError, match=r"not an \.onnx"):
-        read_artifact(tmp_path / "a.json")
+        read_artifact(tmp_path / "a.pt")
     assert not list(tmp_path.iterdir())

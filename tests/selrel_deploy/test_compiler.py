@@ -191,3 +191,26 @@ def test_every_node_knows_its_module():
     assert [module_of(node) for node in convolutions[:3]] == ["conv1", "conv2", "conv3a"]
     pools = [node for node in graph.graph.nodes if str(node.target) == "aten.max_pool3d_with_indices_backward.default"]
     assert {module_of(node) for node in pools} <= {name for name, _ in model.named_modules()}
+
+
+def test_calibrated_thresholds_become_part_of_the_graph():
+    model = sr.load_model("demo")
+    attributor = sr.build_method("dtd", model)
+    selection = sr.Calibration.shipped(attributor).selection(alpha=0.01)
+    clip = torch.cat([clip_with_ties(model.spec, seed) for seed in (1, 2)])
+    graph = compile_explanation(attributor, clip, selection)
+    with attributor:
+        _, relevance = attributor(clip, torch.eye(8)[[3, 3]])
+    kept, mask = selection(relevance)
+    _, _, _, motion_relevance, compiled = graph(clip, torch.tensor([3, 3]))
+    assert mask.any()
+    assert not mask.all()
+    assert (compiled != mask).float().mean() < 1e-4
+    agreed = compiled == mask
+    torch.testing.assert_close(
+        motion_relevance[agreed], kept.sum(1)[agreed], rtol=1e-4, atol=1e-5 * float(kept.abs().max())
+    )
+
+    another = sr.build_method("lrp_epsilon_plus", model)
+    with pytest.raises(sr.InputError, match="another method"):
+        compile_explanation(another, clip, selection)

@@ -1,5 +1,8 @@
 """Runners: the same explanation from every runtime, and no input that is guessed at."""
 
+import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 
@@ -9,11 +12,13 @@ import pytest
 import torch
 
 import selrel_zennit as sr
+from networks import small_c3d
 from selrel_deploy import compile_explanation, export, open_runner
-from selrel_deploy.artifact import OUTPUTS
-from selrel_deploy.runners import RUNNERS
+from selrel_deploy.artifact import OUTPUTS, write_manifest
+from selrel_deploy.runners import RUNNERS, OutputError
+from selrel_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-from .conftest import clip_with_ties, norm_relative, varied
+from .conftest import FRAME_SIZE, clip_with_ties, norm_relative, varied
 
 SPEC = varied().spec
 # Layers of every kind; of the methods those whose graphs differ most.
@@ -92,6 +97,92 @@ def test_bad_input_is_refused(small, name):
         assert np.array_equal(run(view, np.int32(2)).relevance, run(clip, [2]).relevance)
     with pytest.raises(sr.InputError, match="closed"):
         run(clip)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_parts_of_a_split_artifact(artifacts, name):
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+    clips = [clip_with_ties(small_c3d().spec, seed).numpy() for seed in (0, 1)]
+    with open_runner(artifacts["whole"], name) as whole, open_runner(artifacts["split"], name) as split:
+        assert (whole.split, split.split) == (False, True)
+        with pytest.raises(sr.InputError, match="--split"):
+            whole.forward(clips[0])
+        with pytest.raises(sr.InputError, match="--split"):
+            whole.explain()
+        with pytest.raises(sr.InputError, match=r"call forward\(clip\) first"):
+            split.explain()
+        for clip in clips:
+            logits = split.forward(clip)
+            # Each explanation is of the clip given last, whatever was asked before.
+            for target in (None, 3, 0, None):
+                explanation, expected = split.explain(target), whole(clip, target)
+                assert np.array_equal(explanation.logits, logits)
+                assert np.array_equal(explanation.target, expected.target)
+                assert np.allclose(explanation.logits, expected.logits, rtol=1e-5, atol=1e-5)
+                error = np.linalg.norm(explanation.relevance - expected.relevance)
+                assert error <= 1e-4 * np.linalg.norm(expected.relevance)
+            assert np.array_equal(split(clip, 2).relevance, split.explain(2).relevance)
+        first, second = (split(clip, 1) for clip in clips)
+        assert not np.array_equal(first.relevance, second.relevance)
+        split.forward(clips[0])
+        # What was returned before stays as it was.
+        assert np.array_equal(split.explain(1).relevance, first.relevance)
+        with pytest.raises(sr.InputError, match="target must"):
+            split.explain(5)
+        damaged = clips[0].copy()
+        damaged[0, 0, 0, 0, 0] = np.inf
+        with pytest.raises(sr.InputError, match="NaN or infinity"):
+            split.forward(damaged)
+        # After a clip that was refused there is none to explain.
+        with pytest.raises(sr.InputError, match=r"call forward\(clip\) first"):
+            split.explain(1)
+    with pytest.raises(sr.InputError, match="closed"):
+        split.forward(clips[0])
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_frames_go_in_as_they_are(artifacts, name):
+    if name == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+    spec = small_c3d().spec
+    frames = np.random.default_rng(3).integers(0, 256, (1, 16, *FRAME_SIZE, 3), dtype=np.uint8)
+    frames[:, 1:] = frames[:, :1] // 2
+    with open_runner(artifacts["uint8"], name) as run, open_runner(artifacts["whole"], name) as whole:
+        assert run.frames_shape == frames.shape
+        found, expected = run(frames, 1), whole(spec.array(frames[0]), 1)
+        assert np.linalg.norm(found.relevance - expected.relevance) <= 1e-2 * np.linalg.norm(expected.relevance)
+        for wrong in (frames.astype(np.float32), frames[:, 1:], frames[:, :, 1:], spec.array(frames[0])):
+            with pytest.raises(sr.InputError, match=r"frames must be a uint8 array \(1, 16, 40, 50, 3\)"):
+                run(wrong)
+
+
+def test_what_is_no_explanation_is_an_error(small, monkeypatch):
+    honest = OnnxRuntimeRunner.run
+
+    def overflows(self, clip, target):
+        outputs = list(honest(self, clip, target))
+        outputs[2] = np.full_like(outputs[2], np.inf)
+        return outputs
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "run", overflows)
+    with open_runner(small[1]) as run, pytest.raises(OutputError, match="NaN or infinity; choose another precision"):
+        run(clip_with_ties(SPEC, 0).numpy())
+
+
+def test_a_precision_that_a_runner_lacks_is_refused(small, monkeypatch, tmp_path):
+    """An artifact of a precision that the runtime would quietly compute in another."""
+    for file in small[1].parent.iterdir():
+        shutil.copy(file, tmp_path)
+    manifest = tmp_path / "gradient.json"
+    fields = json.loads(manifest.read_text(encoding="utf-8"))
+    del fields["manifest_sha256"]
+    write_manifest({**fields, "precision": "bf16"}, manifest)
+    for name in ("onnxruntime", "openvino"):
+        if name == "openvino" and importlib.util.find_spec("openvino") is None:
+            continue
+        with pytest.raises(sr.InputError, match=f"the {name} runner does not run bf16"):
+            open_runner(tmp_path / "gradient.onnx", name)
 
 
 def test_what_cannot_be_opened(small, monkeypatch, tmp_path):

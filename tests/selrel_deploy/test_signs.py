@@ -49,6 +49,8 @@ def test_the_algebra_is_what_multiplication_does(first, second):
         lambda x: x.sub(x.relu(), alpha=-1.0),
         lambda x: x.relu().pow(3) + x.exp() + x.sigmoid(),
         lambda x: x.neg().relu().sqrt().neg(),
+        lambda x: torch.ops.aten.div.Scalar(x.relu(), 8) + torch.ops.aten.mul.Scalar(x.relu(), 2),
+        lambda x: torch.ops.aten.sub.Scalar(torch.ops.aten.add.Scalar(-x.relu(), -1), 2),
     ],
 )
 def test_no_value_has_a_sign_that_was_ruled_out(lowered, function):

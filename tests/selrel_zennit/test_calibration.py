@@ -86,6 +86,26 @@ def test_a_rate_outside_the_tolerance_does_not_hold(calibration):
         assert not replace(level, held_out_rate=rate).holds
 
 
+def test_time_steps_at_which_a_method_cannot_change_are_not_counted(model):
+    """Grad-CAM at a layer of two time steps, upsampled to 16: flat over the first and the last three."""
+    stills = noise_stills(60, 60)
+    calibration = sr.calibrate(model, "gradcam", stills, alphas=(0.05,), layer="relu4a")
+    (level,) = calibration.levels
+    still = np.asarray(level.thresholds) == 0
+    assert still.any()
+    assert not still.all()
+    selection = calibration.selection(0.05)
+    masks = [
+        sr.explain(model, model.spec.clip(np.stack([frame] * 16)), "gradcam", layer="relu4a", selection=selection).mask[
+            0
+        ]
+        for frame in stills.held_out
+    ]
+    assert not np.stack(masks)[:, still].any()
+    assert level.held_out_rate == pytest.approx(np.stack(masks)[:, ~still].mean(), rel=1e-5)
+    assert level.held_out_rate > np.stack(masks).mean()
+
+
 def test_all_zero_relevance_counts_as_no_change(model):
     class Blind(torch.nn.Sequential):
         """Its logits do not depend on the clip."""

@@ -230,7 +230,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("what", ["methods", "models", "composites", "presets"])
+@pytest.mark.parametrize("what", ["methods", "models", "composites", "runners", "presets"])
 def test_list(what, capsys, tmp_path):
     assert main(["list", what]) == 0
     text = capsys.readouterr().out
@@ -240,7 +240,8 @@ def test_list(what, capsys, tmp_path):
     for row in rows:
         assert row["name"] in text
         assert row["summary"] in text
-    some = {"methods": "gradcam", "models": "demo", "composites": "dtd", "presets": "calibrated"}
+    some = {"methods": "gradcam", "models": "demo", "composites": "dtd", "runners": "onnxruntime"}
+    some["presets"] = "calibrated"
     assert some[what] in {row["name"] for row in rows}
 
 

@@ -332,6 +332,7 @@ def test_what_guided_gradcam_records_is_the_guided_gradient(clip):
     recorded = []
     for name in ("guided_gradcam", "guided_backprop"):
         attributor = sr.build_method(name, model, record=["fc6", "conv2"])
+        attributor.fast_convolutions = False  # so that both take the same kernels
         attributor(clip, HOT)
         recorded.append(attributor.recorded)
     for name in ("fc6", "conv2"):

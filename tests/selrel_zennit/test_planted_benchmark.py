@@ -186,15 +186,6 @@ def test_intervals_hold_the_mean_as_often_as_they_say(planted):
     assert planted.interval([float("nan")]) == {"mean": None, "low": None, "high": None, "n": 0}
 
 
-def test_costly_methods_get_fewer_clips(planted):
-    counts = {name: planted.clips_for(name, 200) for name in METHODS}
-    assert counts["gradient"] == 200
-    assert {name for name, count in counts.items() if count == 16} == {
-        name for name, entry in METHODS.items() if entry.passes > 15
-    }
-    assert planted.clips_for("gradient", 4) == 4
-
-
 def test_the_verdict_follows_the_interval(planted):
     tables = sys.modules["tables"]
     value = {"mean": 0.1, "low": 0.02, "high": 0.2}

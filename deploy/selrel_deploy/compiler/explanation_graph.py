@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -12,17 +13,19 @@ from torch import fx
 from zennit.attribution import Attributor
 
 from selrel_zennit.errors import InputError
-from selrel_zennit.selection import MotionSelection, Selective
+from selrel_zennit.selection import CalibratedSelection, MotionSelection, Selection, Selective
 
 from ..artifact import OUTPUTS
+from ..precisions import split_precision
+from .combine import combine
 from .fold import fold, pack_constants
+from .kernels import with_kernels
 from .lower import lower
+from .precision import lower_precision
 from .rewriting import constant_bytes, count_convolutions, finish
 from .signs import eliminate_zeros
 from .simplify import simplify
 from .trace import trace
-
-PRECISIONS = ("fp32",)
 
 
 class PassReport(NamedTuple):
@@ -53,7 +56,7 @@ class ExplanationGraph:
     clip_shape: tuple[int, ...]
     dtype: torch.dtype
     num_classes: int
-    selection: MotionSelection
+    selection: Selection
     precision: str
     info: dict[str, Any]
     passes: list[PassReport] = field(repr=False)
@@ -73,25 +76,34 @@ class ExplanationGraph:
         if int(target.min()) < -1 or int(target.max()) >= self.num_classes:
             raise InputError(f"target must lie in -1…{self.num_classes - 1} (-1: top class), got {target.tolist()}")
         with torch.no_grad():
-            outputs: tuple[torch.Tensor, ...] = self.module(clip, target)
+            outputs: tuple[torch.Tensor, ...] = self.runnable(clip, target)
         return outputs
+
+    @cached_property
+    def runnable(self) -> fx.GraphModule:
+        """The module as this machine computes it, unchecked: ``with_kernels``."""
+        return with_kernels(self.module)
 
 
 def compile_explanation(
-    attributor: Attributor, clip: torch.Tensor, selection: MotionSelection | None = None, precision: str = "fp32"
+    attributor: Attributor, clip: torch.Tensor, selection: Selection | None = None, precision: str = "fp32"
 ) -> ExplanationGraph:
     """Turn a Zennit attributor into one static graph: same values, no hooks, no autograd, no Zennit.
 
     ``clip`` is an example [B,3,T,H,W] of the shape and dtype to compile for; its values do not matter. ``selection``
-    (default: MotionSelection()) becomes part of the graph; of a Selective attributor it is the attributor's own. The
-    graph's arithmetic has the clip's dtype. The model is left as it was, and changing it later changes no graph.
+    (default: MotionSelection(); a CalibratedSelection too) becomes part of the graph; of a Selective attributor it is
+    the attributor's own. ``precision`` is one of ``precisions.PRECISIONS``, in all of which clip and outputs are
+    float32; with "fp32" the graph's arithmetic has the clip's dtype. The model is left as it was, and changing it later
+    changes no graph.
 
-    Raises InputError for a Selective attributor together with ``selection``, a model in training mode, an unknown
-    precision, and for what no static graph can hold: decisions by value, operations without a rule (named, with the
-    module they come from).
+    Raises InputError for a Selective attributor together with ``selection``, thresholds that were calibrated for
+    another method or model, a model in training mode, an unknown precision, one that the method cannot have (int8
+    where relevance may cancel), and for what no static graph can hold: decisions by value, operations without a rule
+    (named, with the module they come from).
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"no precision {precision!r}; there is {', '.join(PRECISIONS)}")
+    split_precision(precision)
+    if precision != "fp32" and clip.dtype != torch.float32:
+        raise InputError(f"{precision} is for float32 clips, got {clip.dtype}: give clip.float() and a float32 model")
     if isinstance(attributor, Selective):
         if selection is not None:
             raise InputError("the attributor selects already: pass Selective(…) or a selection, not both")
@@ -101,6 +113,8 @@ def compile_explanation(
     if clip.ndim != 5:
         raise InputError(f"the clip must be [B,3,T,H,W], got {tuple(clip.shape)}")
     selection = selection or MotionSelection()
+    if isinstance(selection, CalibratedSelection):
+        selection.check(attributor)
     passes: list[PassReport] = []
 
     def report(name: str, graph: fx.GraphModule) -> None:
@@ -116,7 +130,10 @@ def compile_explanation(
         ("signs", eliminate_zeros),
         ("fold", fold),
         ("simplify", simplify),
+        ("combine", combine),
         ("pack", pack_constants),
+        ("precision", lambda graph: lower_precision(graph, precision)),
+        ("simplify", simplify),
     )
     for name, step in steps:
         step(graph)
@@ -130,9 +147,16 @@ def compile_explanation(
         int(logits.shape[1]),
         selection,
         precision,
-        deepcopy(getattr(attributor, "info", {})),
+        _info(attributor),
         passes,
     )
+
+
+def _info(attributor: Attributor) -> dict[str, Any]:
+    """Return what a registered method says of itself, and the model's class names where it has them."""
+    names = getattr(attributor.model, "class_names", None)
+    said = deepcopy(getattr(attributor, "info", {}))
+    return said if names is None else {**said, "class_names": list(names)}
 
 
 def _forget_tracing(graph: fx.GraphModule) -> None:

@@ -94,6 +94,19 @@ def add_constant(graph: fx.GraphModule, value: torch.Tensor) -> fx.Node:
     return node
 
 
+def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """Insert a call at the graph's insertion point, with the shape and dtype of its result in ``meta["val"]``."""
+    node = graph.call_function(target, args, kwargs)
+    values: Any = fx.node.map_arg((args, kwargs), _shape_alone)
+    node.meta["val"] = target(*values[0], **values[1])
+    return node
+
+
+def _shape_alone(node: fx.Node) -> torch.Tensor:
+    value = node.meta["val"]
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
+
+
 def finish(graph: fx.GraphModule) -> None:
     """Drop what nothing uses, nodes and constants, and make the graph callable again."""
     graph.graph.eliminate_dead_code()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,12 +15,12 @@ from zennit.attribution import Attributor
 
 from selrel_kernels.reference import select_motion
 from selrel_zennit.errors import InputError
-from selrel_zennit.selection import MotionSelection
+from selrel_zennit.selection import Selection
 
 from .rewriting import get_constant, set_constant
 
 
-def trace(attributor: Attributor, clip: torch.Tensor, selection: MotionSelection) -> fx.GraphModule:
+def trace(attributor: Attributor, clip: torch.Tensor, selection: Selection) -> fx.GraphModule:
     """Return the graph (clip [B,3,T,H,W], target int64 [B]) → the five outputs of an artifact, as it was recorded.
 
     A target of −1 means the top class. The class is chosen once, by a forward pass of its own, which is the same as
@@ -47,7 +46,7 @@ def trace(attributor: Attributor, clip: torch.Tensor, selection: MotionSelection
                 f"the attribution must have the clip's shape {tuple(clip.shape)}, got {tuple(attribution.shape)}"
             )
         relevance = attribution.detach().sum(1)
-        return (logits.detach(), explained, relevance, *select_motion(relevance, **asdict(selection)))
+        return (logits.detach(), explained, relevance, *select_motion(relevance, **selection.settings))
 
     with (
         torch.inference_mode(False),

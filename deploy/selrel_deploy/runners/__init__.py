@@ -3,41 +3,81 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from selrel_zennit.errors import InputError
 from selrel_zennit.text import close_names
 
-from .base import Runner
+from ..precisions import RUNS
+from .base import OutputError, Runner
 
 if TYPE_CHECKING:
     from ..compiler import ExplanationGraph
 
-__all__ = ["RUNNERS", "Runner", "open_runner"]
+__all__ = ["RUNNERS", "OutputError", "Runner", "list_runners", "open_runner"]
 
-# name → module of this package, class in it, distribution that it needs besides selrel-zennit's own
-RUNNERS: dict[str, tuple[str, str, str | None]] = {
-    "eager": ("eager", "EagerRunner", None),
-    "onnxruntime": ("onnxruntime", "OnnxRuntimeRunner", None),
-    "openvino": ("openvino", "OpenVinoRunner", "openvino"),
+
+class RunnerEntry(NamedTuple):
+    """A runner: module of this package and class in it, what it needs installed and which extra brings it."""
+
+    module: str
+    kind: str
+    needs: str
+    extra: str | None
+    summary: str
+
+
+RUNNERS = {
+    "eager": RunnerEntry("eager", "EagerRunner", "torch", None, "a graph as it is, in torch: the reference"),
+    "inductor": RunnerEntry(
+        "inductor", "InductorRunner", "torch", None, "a graph compiled to machine code by torch.compile"
+    ),
+    "onnxruntime": RunnerEntry(
+        "onnxruntime", "OnnxRuntimeRunner", "onnxruntime", None, "an artifact in ONNX Runtime, by one of its providers"
+    ),
+    "openvino": RunnerEntry(
+        "openvino", "OpenVinoRunner", "openvino", "openvino", "an artifact in OpenVINO, on one of its devices"
+    ),
 }
 
 
 def open_runner(source: str | Path | ExplanationGraph, runner: str = "onnxruntime", **options: Any) -> Runner:
-    """Return a runner for an artifact (the path of its .onnx), or for a graph where the runtime takes one.
+    """Return a runner for an artifact (any of its files), or for a graph where the runtime takes one.
 
     >>> with open_runner("dtd.onnx", "onnxruntime", threads=2) as run:
     ...     explanation = run(clip, target=None)
 
-    Raises InputError for an unknown runner or option, a runtime or device that is not there, a damaged artifact.
+    Raises InputError for an unknown runner or option, a runtime or device that is not there, a precision that the
+    runtime does not have, a damaged artifact.
     """
     if runner not in RUNNERS:
         raise InputError(f"no runner named {runner!r}{close_names(runner, RUNNERS)}; there are {', '.join(RUNNERS)}")
-    module, name, extra = RUNNERS[runner]
+    entry = RUNNERS[runner]
     try:
-        kind: type[Runner] = getattr(importlib.import_module(f".{module}", __name__), name)
+        kind: type[Runner] = getattr(importlib.import_module(f".{entry.module}", __name__), entry.kind)
         return kind.open(source, **options)
     except ModuleNotFoundError as error:
-        remedy = f"pip install 'selrel-zennit[{extra}]'" if extra else f"pip install {error.name}"
+        remedy = f"pip install 'selrel-zennit[{entry.extra}]'" if entry.extra else f"pip install {error.name}"
         raise InputError(f"the runner {runner} needs {error.name}, which is not installed: {remedy}") from None
+
+
+def list_runners() -> list[dict[str, Any]]:
+    """Return what `selrel list runners` shows: name, summary, whether it is installed, the precisions it runs."""
+    return [
+        {
+            "name": name,
+            "summary": entry.summary,
+            "installed": "yes" if _is_installed(entry.needs) else "no",
+            "precisions": list(RUNS[name]),
+        }
+        for name, entry in RUNNERS.items()
+    ]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False

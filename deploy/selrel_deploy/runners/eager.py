@@ -25,7 +25,7 @@ class EagerRunner(Runner):
         super().__init__(
             graph.clip_shape, graph.num_classes, device=processor(), provider="torch", precision=graph.precision
         )
-        self._graph: ExplanationGraph | None = graph
+        self._module: Any = graph.runnable
 
     @classmethod
     def open(cls, source: Any, **options: Any) -> EagerRunner:
@@ -48,11 +48,11 @@ class EagerRunner(Runner):
         """Return the graph's outputs."""
         import torch
 
-        assert self._graph is not None
         # Copies: torch warns of arrays that cannot be written.
-        return [value.numpy() for value in self._graph(torch.tensor(clip), torch.tensor(target))]
+        with torch.no_grad():
+            return [value.numpy() for value in self._module(torch.tensor(clip), torch.tensor(target))]
 
     def close(self) -> None:
         """Drop the graph."""
         super().close()
-        self._graph = None
+        self._module = None

@@ -1,0 +1,203 @@
+"""selrel run: like selrel explain, from an artifact, without torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from selrel_zennit.class_names import class_index, class_name
+from selrel_zennit.cli.options import json_option, style_options, weights_entry, write_json
+from selrel_zennit.cli.reporting import (
+    FILES,
+    OPTIONAL_FILES,
+    print_notes,
+    print_summary,
+    progress,
+    remove_stale,
+    weights_doubt,
+)
+from selrel_zennit.clip import ClipSpec
+from selrel_zennit.colormaps import palette
+from selrel_zennit.errors import InputError
+from selrel_zennit.files import check_writable, staged_folder
+from selrel_zennit.outputs import Style, top_classes, versions, write_outputs
+from selrel_zennit.presets import preset_of
+from selrel_zennit.synthetic import demo_frames
+
+from ..artifact import Artifact
+from ..runners import Runner
+from ..video_run import TOP, Condition, VideoRun, run_video
+from .runner_options import open_named, runner_options
+
+
+@click.command()
+@click.argument("artifact")
+@click.argument("video", required=False)
+@runner_options
+@click.option("--target", default="top1", show_default=True, help="top1, a class index, or a class name.")
+@click.option(
+    "--explain-when",
+    metavar="CLASS:PROB",
+    help="Explain only clips in which CLASS (index, name, or any) has at least this probability.",
+)
+@click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First frame of the (first) clip.")
+@click.option("--all-clips", is_flag=True, help="Explain every clip, for the class with the highest mean logit.")
+@click.option("--no-frozen", is_flag=True, help="Do not explain the clip frozen to one frame beside it.")
+@click.option("--out", default="out", show_default=True, help="Folder for the five files.")
+@style_options
+@json_option
+def run(
+    artifact: str,
+    video: str | None,
+    runner: str,
+    provider: str | None,
+    threads: int | None,
+    target: str,
+    explain_when: str | None,
+    start: int,
+    all_clips: bool,
+    no_frozen: bool,
+    out: str,
+    cmap: str,
+    level: float,
+    relevance_norm: str,
+    json_path: str | None,
+) -> None:
+    """Explain VIDEO (a file, or a folder of frames) by ARTIFACT, a file of `selrel export`: no torch is needed.
+
+    Without VIDEO an embedded clip is explained. Writes what `selrel explain` does: overlay.mp4, strip.png, report.html,
+    explanation.npz and summary.json into --out. With --explain-when, a clip that does not meet it costs a split
+    artifact the forward pass alone; where no clip meets it, summary.json alone is written. The class explained is then
+    CLASS, unless --target names another.
+    """
+    for option, value in (("VIDEO", video), ("--out", out), ("--json", json_path)):
+        if value == "":
+            raise InputError(f"{option} is empty: name a path")
+    if json_path not in (None, "-"):
+        check_writable(json_path)
+    palette(cmap, level)  # a wrong name fails here, not after the work
+    with open_named(artifact, runner, provider, threads) as opened, staged_folder(out) as folder:
+        read: Artifact = opened.artifact  # type: ignore[attr-defined]
+        names = read.info.get("class_names")
+        when = _condition(explain_when, read.num_classes, names)
+        index = class_index(target, read.num_classes, names)
+        if when is not None and index == TOP:
+            index = when.target
+        done = run_video(
+            opened,
+            video if video is not None else demo_frames(),
+            _spec(read),
+            index,
+            start=start,
+            all_clips=all_clips,
+            frozen=not no_frozen,
+            when=when,
+            info=read.info,
+            progress=progress if all_clips else iter,
+        )
+        settings = _settings(read, opened, video)
+        additions = {} if when is None else {"explain_when": _watched(when, done, names)}
+        doubt = weights_doubt(settings["model"], video, str(read.info.get("weights")), "export another")
+        warnings = [text for text in (read.info.get("warning"), doubt) if text]
+        if done.explained is None:
+            summary = _nothing(done, settings, names, warnings) | additions
+            (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", "utf-8")
+        else:
+            summary = write_outputs(
+                folder,
+                done.explained,
+                settings=settings,
+                class_names=names,
+                style=Style(cmap, level, relevance_norm),
+                warnings=warnings,
+                additions=additions,
+            )
+    remove_stale(out)
+    write_json(json_path, summary)
+    if done.explained is not None:
+        print_summary(summary, out, figures=json_path != "-")
+        return
+    remove_stale(out, keep=["summary.json"], files=FILES + OPTIONAL_FILES)
+    if json_path != "-":
+        print(f"no clip explained: {_highest(done, additions['explain_when'])}; wrote summary.json to {out}")
+    print_notes(summary)
+
+
+def _spec(artifact: Artifact) -> ClipSpec:
+    if artifact.info.get("clip_spec") is None:
+        raise InputError(
+            f"{artifact.path} does not say how frames become clips (clip_spec): export it with "
+            "info={'clip_spec': spec.to_dict()}"
+        )
+    return ClipSpec.from_dict(artifact.info["clip_spec"])
+
+
+def _condition(text: str | None, num_classes: int, names: list[str] | None) -> Condition | None:
+    """Return what --explain-when CLASS:PROB says. A class name may hold colons."""
+    if text is None:
+        return None
+    name, colon, number = text.rpartition(":")
+    try:
+        probability = float(number)
+    except ValueError:
+        probability = -1.0
+    if not colon or not name or not 0 <= probability <= 1:
+        raise InputError(f"--explain-when {text!r}: give CLASS:PROB, such as any:0.9; PROB lies in 0…1")
+    return Condition(TOP if name == "any" else class_index(name, num_classes, names), probability)
+
+
+def _settings(artifact: Artifact, runner: Runner, video: str | None) -> dict[str, Any]:
+    """Return the summary's entries that say how the explanation was made, by the names that explain gives them."""
+    info, selection = artifact.info, artifact.selection
+    weights = {"weights": info.get("weights"), "sha256": info.get("weights_sha256"), "layout": None}
+    preset = preset_of(selection)
+    alpha = {"alpha": selection.get("alpha")} if preset == "calibrated" else {}
+    return {
+        "video": video if video is not None else "embedded clip",
+        "model": info.get("model") or "unknown model",
+        "weights": weights_entry(weights) if weights["weights"] is not None else None,
+        "method": info.get("method") or "unknown method",
+        "preset": preset,
+        "n_sigma": selection.get("n_sigma"),
+        **alpha,
+        "runner": runner.name,
+        "device": runner.device,
+        "provider": runner.provider,
+        "precision": runner.precision,
+        "artifact": {"file": str(artifact.path), "sha256": artifact.sha256},
+    }
+
+
+def _watched(when: Condition, done: VideoRun, names: list[str] | None) -> dict[str, Any]:
+    return {
+        "class": "any" if when.target == TOP else class_name(when.target, names),
+        "probability": when.probability,
+        "clips": [{"start": one.start, "probability": one.probability, "explained": one.met} for one in done.seen],
+    }
+
+
+def _nothing(done: VideoRun, settings: dict[str, Any], names: list[str] | None, warnings: list[str]) -> dict[str, Any]:
+    """Return the summary where no clip was explained: the same entries, the target's without a value."""
+    import numpy as np
+
+    return {
+        **settings,
+        "target": None,
+        "target_name": None,
+        "target_probability": None,
+        "top5": top_classes(np.concatenate([one.logits for one in done.seen]), names),
+        "clips": [],
+        "info": {},
+        "notes": list(dict.fromkeys(done.notes)),
+        "warnings": warnings,
+        "versions": versions(),
+        "overlay": None,
+    }
+
+
+def _highest(done: VideoRun, watched: dict[str, Any]) -> str:
+    best = max(done.seen, key=lambda one: one.probability)
+    which = "a class" if watched["class"] == "any" else watched["class"]
+    return f"{which} reaches {best.probability:.1%} at most (frame {best.start}), of {watched['probability']:.1%}"

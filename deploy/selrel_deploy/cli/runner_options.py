@@ -1,0 +1,47 @@
+"""Options that name a runner, and the runner they name. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ..runners import Runner, open_runner
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def runner_options(command: F) -> F:
+    """Add --runner, --provider and --threads."""
+    for option in reversed(
+        (
+            click.option("--runner", default="onnxruntime", show_default=True, help="A name of `selrel list runners`."),
+            click.option(
+                "--provider",
+                help="Execution provider of ONNX Runtime, or device of OpenVINO  [default: the processor]",
+            ),
+            click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads  [default: the runtime's own]"),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def open_named(path: str, runner: str, provider: str | None, threads: int | None, **options: Any) -> Runner:
+    """Return the runner that the options name, for an artifact. Raises InputError; never another runner or provider."""
+    if provider is not None:
+        options["device" if runner == "openvino" else "provider"] = provider
+    if threads is not None:
+        options["threads"] = threads
+    return open_runner(path, runner, **options)
+
+
+def describe(runner: Runner) -> dict[str, str]:
+    """Return what really ran, for JSON."""
+    return {
+        "name": runner.name,
+        "device": runner.device,
+        "provider": runner.provider,
+        "precision": runner.precision,
+    }

@@ -1,0 +1,224 @@
+"""Fewer and cheaper convolutions: sums of them become one, and small ones of the same input join.
+
+z^B asks for three convolutions of the same relevance at the size of the input, two of them weighted by its bounds, all
+summed over channels: four output channels say it all. And since sixteen cost as much as one (the width of a vector),
+the places of the kernel along the last axis become channels too, to be added up afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from .rewriting import add_constant, aten, call, count_convolutions, finish, get_constant
+
+# Up to this many output channels cost as much as one: the width of a vector.
+_MOST_JOINED = 16
+
+
+def combine(graph: fx.GraphModule) -> int:
+    """Combine convolutions with constant weights in place; return how many went. Sums are taken in float64."""
+    before = count_convolutions(graph)
+    _share_without_bias(graph)
+    for node in list(graph.graph.nodes):
+        if node.target == aten.sum.dim_IntList:
+            _distribute_sum(graph, node)
+    finish(graph)
+    for node in list(graph.graph.nodes):
+        if node.target == aten.mul.Tensor:
+            _absorb_scale(graph, node)
+        elif node.target == aten.sum.dim_IntList:
+            _sum_weights(graph, node)
+        elif node.target in (aten.add.Tensor, aten.sub.Tensor) and not node.kwargs:
+            _add_weights(graph, node)
+    finish(graph)
+    for siblings in _siblings(graph):
+        _join(graph, siblings)
+    finish(graph)
+    for node in _convolutions(graph):
+        _unroll(graph, node)
+    finish(graph)
+    return before - count_convolutions(graph)
+
+
+def _convolutions(graph: fx.GraphModule) -> list[fx.Node]:
+    return [
+        node
+        for node in graph.graph.find_nodes(op="call_function", target=aten.convolution.default)
+        if _is_plain(node) and node.args[0].op != "get_attr"
+    ]
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether this is an ordinary convolution without bias, its weight a constant."""
+    if not isinstance(value, fx.Node) or value.target != aten.convolution.default:
+        return False
+    weight: Any = value.args[1]
+    return weight.op == "get_attr" and value.args[2] is None and not value.args[6]
+
+
+def _replace(graph: fx.GraphModule, node: fx.Node, like: fx.Node, weight: torch.Tensor) -> None:
+    """Put a convolution like another, with another weight, in the place of a node."""
+    with graph.graph.inserting_before(node):
+        kernel = add_constant(graph, weight.to(get_constant(graph, str(like.args[1].target)).dtype))  # type: ignore[union-attr]
+        made = call(graph.graph, aten.convolution.default, like.args[0], kernel, *like.args[2:])
+    made.meta["custom"] = like.meta.get("custom", {})
+    node.replace_all_uses_with(made)
+
+
+def _weight(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    return get_constant(graph, str(node.args[1].target)).double()  # type: ignore[union-attr]
+
+
+def _share_without_bias(graph: fx.GraphModule) -> None:
+    """Take a convolution with a bias from the same one without, where relevance asks for that: it drops biases."""
+    order = {node: place for place, node in enumerate(graph.graph.nodes)}
+    plain = {(node.args[0], str(node.args[1:])): node for node in _convolutions(graph)}
+    for node in list(graph.graph.find_nodes(op="call_function", target=aten.convolution.default)):
+        value, weight, bias, *rest = node.args
+        twin = plain.get((value, str((weight, None, *rest))))
+        if bias is None or twin is None:
+            continue
+        if order[node] < order[twin]:
+            node.prepend(twin)
+        with graph.graph.inserting_before(node):
+            column = call(graph.graph, aten.reshape.default, bias, [1, -1] + [1] * (node.meta["val"].ndim - 2))
+            total = call(graph.graph, aten.add.Tensor, twin, column)
+        twin.meta["custom"] = total.meta["custom"] = node.meta.get("custom", {})
+        node.replace_all_uses_with(total)
+    finish(graph)
+
+
+def _is_channel_sum(node: fx.Node) -> bool:
+    return bool(node.args[1] == [1] and len(node.args) == 2 and not node.kwargs)
+
+
+def _distribute_sum(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Σ(a ± b) over channels is Σa ± Σb, where a convolution is among a and b, which then gives the sum alone."""
+    source: Any = node.args[0]
+    if not _is_channel_sum(node) or source.target not in (aten.add.Tensor, aten.sub.Tensor) or source.kwargs:
+        return
+    parts: Any = source.args
+    shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    if len(source.users) > 1 or any(not isinstance(part, fx.Node) or part.meta["val"].shape != shape for part in parts):
+        return
+    if not any(_leads_to_convolution(part) for part in parts):
+        return
+    with graph.graph.inserting_before(node):
+        sums = [call(graph.graph, node.target, part, [1]) for part in parts]
+        made = call(graph.graph, source.target, *sums)
+    made.meta["custom"] = node.meta.get("custom", {})
+    node.replace_all_uses_with(made)
+    for part in sums:
+        _distribute_sum(graph, part)
+
+
+def _leads_to_convolution(value: Any) -> bool:
+    """Say whether a value is a convolution, or one times a constant, or a sum of such."""
+    if not isinstance(value, fx.Node) or len(value.users) > 1:
+        return False
+    if value.target == aten.mul.Tensor:
+        first, second = value.args
+        return any(
+            _is_plain(a) and len(a.users) == 1 and b.op == "get_attr"
+            for a, b in ((first, second), (second, first))
+            if isinstance(a, fx.Node) and isinstance(b, fx.Node)
+        )
+    if value.target in (aten.add.Tensor, aten.sub.Tensor):
+        return all(_leads_to_convolution(part) for part in value.args)
+    return _is_plain(value)
+
+
+def _sum_weights(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Σ over channels of conv(x, W) is conv(x, ΣW)."""
+    product: Any = node.args[0]
+    if not _is_channel_sum(node) or not _is_plain(product) or len(product.users) > 1 or product.args[8] != 1:
+        return
+    with graph.graph.inserting_before(node):
+        whole = call(graph.graph, aten.squeeze.dims, product, [1])
+    node.replace_all_uses_with(whole)
+    _replace(graph, product, product, _weight(graph, product).sum(0, keepdim=True))
+    made = whole.args[0]
+    whole.meta["val"] = made.meta["val"][:, 0]  # type: ignore[union-attr]
+
+
+def _unroll(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Give each place of a kernel along the last axis output channels of its own, and add them up, shifted."""
+    args: Any = node.args
+    value, kernel, _, stride, padding, dilation, *rest = args
+    weight = get_constant(graph, str(kernel.target))
+    places, p, outputs = weight.shape[-1], padding[-1], len(weight)
+    if rest[2] != 1 or stride[-1] != 1 or dilation[-1] != 1 or places == 1 or places * outputs > _MOST_JOINED:
+        return
+    axis, width = node.meta["val"].ndim - 1, node.meta["val"].shape[-1]
+    cut = torch.cat([weight[..., place : place + 1] for place in range(places)])
+    with graph.graph.inserting_before(node):
+        geometry = (stride, [*padding[:-1], 0], dilation, *rest)
+        terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *geometry)
+        terms.meta["custom"] = node.meta.get("custom", {})
+        total: Any = None
+        padded = call(graph.graph, aten.constant_pad_nd.default, terms, [p, p], 0.0) if p else terms
+        for place in range(places):
+            term = call(graph.graph, aten.slice.Tensor, padded, 1, place * outputs, (place + 1) * outputs)
+            term = call(graph.graph, aten.slice.Tensor, term, axis, place, place + width)
+            total = term if total is None else call(graph.graph, aten.add.Tensor, total, term)
+    node.replace_all_uses_with(total)
+
+
+def _absorb_scale(graph: fx.GraphModule, node: fx.Node) -> None:
+    """conv(x, W)·c with one c per output channel is conv(x, W·c)."""
+    for product, factor in (node.args, node.args[::-1]):
+        if _is_plain(product) and len(product.users) == 1 and isinstance(factor, fx.Node) and factor.op == "get_attr":  # type: ignore[union-attr]
+            scale, channels = get_constant(graph, str(factor.target)), node.meta["val"].shape[1]
+            axes = scale.shape[1:] if scale.ndim == node.meta["val"].ndim else scale.shape
+            per_channel = scale.ndim == node.meta["val"].ndim and scale.shape[0] == 1 and axes[0] in (1, channels)
+            if per_channel and scale.numel() == axes[0] and scale.dtype == node.meta["val"].dtype:
+                weight = _weight(graph, product)  # type: ignore[arg-type]
+                shape = [-1] + [1] * (weight.ndim - 1)
+                _replace(graph, node, product, weight * scale.double().reshape(shape))  # type: ignore[arg-type]
+                return
+
+
+def _add_weights(graph: fx.GraphModule, node: fx.Node) -> None:
+    """conv(x, V) ± conv(x, W) is conv(x, V ± W)."""
+    first, second = node.args
+    if not (_is_plain(first) and _is_plain(second) and first is not second):
+        return
+    if _key(first) != _key(second) or len(first.users) > 1 or len(second.users) > 1:  # type: ignore[arg-type, union-attr]
+        return
+    weights = _weight(graph, first), _weight(graph, second)  # type: ignore[arg-type]
+    if weights[0].shape == weights[1].shape:
+        _replace(graph, node, first, weights[0] + (-1 if node.target == aten.sub.Tensor else 1) * weights[1])  # type: ignore[arg-type]
+
+
+def _key(node: fx.Node) -> Any:
+    """Return what two convolutions must share to be one: the input, the geometry, the size of the kernel."""
+    return (node.args[0], str(node.args[3:]), node.args[1].meta["val"].shape[2:])  # type: ignore[union-attr]
+
+
+def _siblings(graph: fx.GraphModule) -> list[list[fx.Node]]:
+    found: dict[Any, list[fx.Node]] = {}
+    for node in _convolutions(graph):
+        if node.args[8] == 1:
+            found.setdefault(_key(node), []).append(node)
+    return [
+        nodes for nodes in found.values()
+        if len(nodes) > 1 and sum(node.meta["val"].shape[1] for node in nodes) <= _MOST_JOINED
+    ]  # fmt: skip
+
+
+def _join(graph: fx.GraphModule, siblings: list[fx.Node]) -> None:
+    """Compute small convolutions of the same input at once, and cut their channels apart."""
+    first = siblings[0]
+    weights = [get_constant(graph, str(node.args[1].target)) for node in siblings]  # type: ignore[union-attr]
+    with graph.graph.inserting_before(first):
+        kernel = add_constant(graph, torch.cat(weights))
+        joined = call(graph.graph, aten.convolution.default, first.args[0], kernel, *first.args[2:])
+        joined.meta["custom"] = first.meta.get("custom", {})
+        start = 0
+        for node, weight in zip(siblings, weights, strict=True):
+            piece = call(graph.graph, aten.slice.Tensor, joined, 1, start, start + len(weight))
+            start += len(weight)
+            node.replace_all_uses_with(piece)

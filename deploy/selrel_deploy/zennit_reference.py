@@ -1,0 +1,78 @@
+"""Zennit itself as the reference of a certificate: the model of an artifact built again, its weights checked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from selrel_kernels import select_motion
+from selrel_zennit.attribution import VideoAttributor, build_method, one_hot
+from selrel_zennit.clip import ClipSpec
+from selrel_zennit.errors import InputError
+from selrel_zennit.explanation import Explanation
+from selrel_zennit.models import load_model
+
+from .artifact import Artifact
+from .parity import Array, Explain
+
+_REMEDY = "compare with the golden cases: --against golden"
+
+
+def rebuild(artifact: Artifact, weights: str | None = None) -> VideoAttributor:
+    """Return the attributor that an artifact was made from, by its ``info``.
+
+    ``weights`` says where the weights lie now, where that is not the place they were exported from. Raises InputError
+    where the artifact does not say what it was made from, and where the weights found are others.
+    """
+    info = artifact.info
+    missing = [name for name in ("method", "model", "weights", "clip_spec") if info.get(name) is None]
+    if missing:
+        raise InputError(f"{artifact.path} does not say its {', '.join(missing)}: {_REMEDY}")
+    named, seed = str(info["weights"]), 0
+    if named.startswith("random seed "):
+        named, seed = "random", int(named.removeprefix("random seed "))
+    spec = ClipSpec.from_dict(info["clip_spec"])
+    try:
+        model = load_model(info["model"], weights or named, num_classes=artifact.num_classes, seed=seed, spec=spec)
+    except InputError as error:
+        raise InputError(
+            f"{artifact.path} was made from {info['model']} with weights {named}, which cannot be loaded ({error}): "
+            f"say where they are by --weights, or {_REMEDY}"
+        ) from None
+    found = model.provenance["sha256"]  # type: ignore[index]
+    if found != info.get("weights_sha256"):
+        raise InputError(
+            f"{weights or named} is not the weight file that {artifact.path} was made from (its hash differs): "
+            "give that one by --weights"
+        )
+    return build_method(info["method"], model, **(info.get("options") or {}))
+
+
+def zennit_reference(attributor: VideoAttributor, artifact: Artifact) -> Explain:
+    """Return a function that explains as an artifact should, by its attributor: (clips as the artifact takes, target).
+
+    Use it within ``with attributor:``; the relevance is in float32, whatever the artifact's precision.
+    """
+    settings: dict[str, Any] = {name: value for name, value in artifact.selection.items() if name != "alpha"}
+    # Frames are those of one clip, already taken at the stride.
+    spec = replace(ClipSpec.from_dict(artifact.info["clip_spec"]), stride=1)
+
+    def explain(clips: Array, target: Any) -> Explanation:
+        if clips.dtype == np.uint8:
+            clips = spec.from_pixels(np.stack([spec.pixels(frames) for frames in clips]))
+        chosen: list[torch.Tensor] = []
+
+        def initial_relevance(logits: torch.Tensor) -> torch.Tensor:
+            wanted = torch.as_tensor(target).reshape(-1).expand(len(logits))
+            chosen.append(torch.where(wanted == -1, logits.argmax(1), wanted))
+            return one_hot(chosen[0], logits.shape[1]).to(logits)
+
+        logits, relevance = attributor(torch.from_numpy(clips), initial_relevance)
+        summed = relevance.sum(1)
+        motion, mask = select_motion(summed, **settings)
+        return Explanation(*(value.numpy() for value in (logits, chosen[0], summed, motion, mask)))
+
+    return explain

@@ -1,0 +1,321 @@
+"""Canonizers for video networks: residual additions become Zennit's Sum, batch norms become part of convolutions.
+
+They look at what a network computes, not at its name or the order in which its modules are registered: at the graph of
+each module's own ``forward`` for additions, at a run on fake tensors (shapes without values) for batch norms.
+"""
+
+from __future__ import annotations
+
+import operator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from zennit.canonizers import Canonizer, CompositeCanonizer
+from zennit.layer import Sum
+from zennit.types import BatchNorm, ConvolutionTranspose, Linear
+
+from .clip import ClipSpec
+from .errors import InputError
+
+_ADDITIONS = frozenset({operator.add, operator.iadd, torch.add})
+_ADDING_METHODS = frozenset({"add", "add_"})
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class ResidualSum(nn.Module):
+    """The sum of two tensors, by Zennit's Sum, so that a rule can share relevance between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = Sum()
+
+    def forward(self, first: Any, second: Any) -> Any:
+        """Return first + second; whatever is not two tensors of one shape is added as Python does."""
+        tensors = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
+        if not tensors or first.shape != second.shape:
+            return first + second
+        return self.sum(torch.stack([first, second], dim=-1))
+
+
+class SumCanonizer(Canonizer):
+    """Replaces additions of two tensors, in every ``forward`` that torch.fx can trace, by modules with a Sum inside.
+
+    Zennit's rules are hooks of modules: an addition without one hands its whole relevance to both of its inputs. The
+    modules are named ``canonizer_sum_0``, …; an addition in place becomes one out of place. What fx cannot trace
+    (decisions by value) stays as it is, and ``selrel lint`` names it.
+    """
+
+    def __init__(self) -> None:
+        self.module: nn.Module | None = None
+        self.names: list[str] = []
+
+    def apply(self, root_module: nn.Module) -> list[Canonizer]:
+        """Replace the additions in every module; return what undoes it."""
+        instances: list[Canonizer] = []
+        try:
+            for module in list(root_module.modules()):
+                traced = _with_sums(module)
+                if traced is not None:
+                    instance = SumCanonizer()
+                    instances.append(instance)
+                    instance.register(module, *traced)
+        except BaseException:
+            for instance in reversed(instances):
+                instance.remove()
+            raise
+        return instances
+
+    def register(self, module: nn.Module, graph: fx.GraphModule, names: list[str]) -> None:
+        """Let the module run the graph from now on."""
+        self.module, self.names = module, names
+        for name in names:
+            module.add_module(name, ResidualSum())
+        # On the module itself, so that parameters and children are those of the moment.
+        object.__setattr__(module, "forward", type(graph).forward.__get__(module))
+
+    def remove(self) -> None:
+        """Give the module its own forward back."""
+        if self.module is not None:
+            object.__delattr__(self.module, "forward")
+            for name in self.names:
+                delattr(self.module, name)
+            self.module = None
+
+
+class _OwnForward(fx.Tracer):
+    """Traces one module's own forward: what its children do is theirs."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _with_sums(module: nn.Module) -> tuple[fx.GraphModule, list[str]] | None:
+    """Return the module's forward as a graph with sums for additions, and their names; None where there are none."""
+    own = isinstance(module, _CONTAINERS) or type(module).__module__.startswith(("torch.nn.", "zennit.", __name__))
+    if own or "forward" in vars(module) or not any(True for _ in module.children()):
+        return None
+    try:
+        graph = _OwnForward().trace(module)
+    except Exception:  # whatever a forward does with something that is no tensor
+        return None
+    names: list[str] = []
+    for node in list(graph.nodes):
+        called = node.op == "call_function" and node.target in _ADDITIONS
+        called |= node.op == "call_method" and node.target in _ADDING_METHODS
+        if called and len(node.args) == 2 and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args):
+            names.append(f"canonizer_sum_{len(names)}")
+            with graph.inserting_before(node):
+                replaced = graph.call_module(names[-1], node.args)
+            node.replace_all_uses_with(replaced)
+            graph.erase_node(node)
+    if not names:
+        return None
+    # The graph calls children by their names; the module is where it looks for them.
+    shell = nn.Module()
+    shell.__dict__.update({key: value for key, value in vars(module).items() if key != "_modules"})
+    shell.__dict__["_modules"] = {**module._modules, **{name: ResidualSum() for name in names}}
+    return fx.GraphModule(shell, graph, type(module).__name__), names
+
+
+class BatchNormCanonizer(Canonizer):
+    """Merges every batch norm into the convolution or linear layer that feeds it, or into the one that it feeds.
+
+    Which they are is seen by a run of the network on fake tensors of the clip's shape, or on a clip of zeros where it
+    looks at values: order of registration plays no
+    part. A batch norm with nothing but a layer before it is merged whole, and then computes the identity, exactly. One
+    with nothing but a convolution behind it gives that convolution its scale and keeps the rest, a shift: with zero
+    padding a shift cannot go into a bias, the border would differ. One between two other operations stays.
+
+    Parameters keep their identity; ``remove`` gives them their values back.
+    """
+
+    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
+        self.shape = shape
+        # The tensors themselves: Zennit 1.0's rules leave others in their place.
+        self.before: list[tuple[nn.Module, str, torch.Tensor | None, torch.Tensor | None]] = []
+
+    def apply(self, root_module: nn.Module) -> list[Canonizer]:
+        """Merge all batch norms; return what undoes it. Raises InputError where the network cannot be run."""
+        if not any(isinstance(module, BatchNorm) for module in root_module.modules()):
+            return []
+        instance = BatchNormCanonizer(self.shape)
+        try:
+            for layer, norm, norm_first in neighbours(root_module, self.shape):
+                instance.register(layer, norm, norm_first)
+        except BaseException:
+            instance.remove()
+            raise
+        return [instance]
+
+    @torch.no_grad()
+    def register(self, layer: nn.Module, norm: nn.Module, norm_first: bool) -> None:
+        """Merge one batch norm into one layer."""
+        scale, shift = _affine(norm)
+        weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        bias: torch.Tensor | None = layer.bias  # type: ignore[assignment]
+        if norm_first:
+            axis = 0 if isinstance(layer, ConvolutionTranspose) else 1
+            groups = int(getattr(layer, "groups", 1))
+            if axis == 1 and groups > 1:
+                # Weights [out, in/groups, …]: each group of outputs sees inputs of its own.
+                per_output = scale.reshape(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
+                factor = per_output.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+            else:
+                factor = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+            self._set(layer, "weight", weight * factor)
+            rest = torch.where(scale != 0, shift / scale, torch.zeros_like(shift))
+            self._make_shift(norm, rest)
+            return
+        if isinstance(layer, ConvolutionTranspose):
+            groups = int(getattr(layer, "groups", 1))
+            per_input = scale.reshape(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
+            factor = per_input.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+        else:
+            factor = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        self._set(layer, "weight", weight * factor)
+        self._set(layer, "bias", shift if bias is None else bias * scale + shift)
+        self._make_shift(norm, torch.zeros_like(shift))
+
+    def _make_shift(self, norm: Any, shift: torch.Tensor) -> None:
+        """Let the batch norm add a constant and nothing else."""
+        self._set(norm, "running_mean", -shift)
+        # ε is added again inside; the sum is one as nearly as the type can say.
+        self._set(norm, "running_var", torch.full_like(norm.running_var, 1 - norm.eps))
+        for name, value in (("weight", 1.0), ("bias", 0.0)):
+            held: torch.Tensor | None = getattr(norm, name)
+            if held is not None:
+                self._set(norm, name, torch.full_like(held, value))
+
+    def _set(self, module: nn.Module, name: str, value: torch.Tensor) -> None:
+        held: torch.Tensor | None = getattr(module, name)
+        self.before.append((module, name, held, None if held is None else held.data))
+        if held is None:
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+        else:
+            held.data = value
+
+    def remove(self) -> None:
+        """Give every parameter its value back."""
+        for module, name, held, value in reversed(self.before):
+            setattr(module, name, held)
+            if held is not None and value is not None:
+                held.data = value
+        self.before = []
+
+
+def _affine(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scale and shift of a batch norm in eval mode."""
+    scale = 1 / torch.sqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else norm.weight * scale
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def neighbours(model: nn.Module, shape: tuple[int, ...] | None = None) -> list[tuple[nn.Module, nn.Module, bool]]:
+    """Return (layer, batch norm, whether the norm comes first) for each that can be merged, in the order they run.
+
+    ``shape`` is that of a clip without the batch, by default ``model.spec.shape``. A pair must be alone with the
+    tensor between them: what else reads it would see the merged values. Modules that run more than once are left out,
+    and so are batch norms without running statistics and layers whose weights another module uses too.
+
+    Raises InputError where the network does not run on a clip of that shape.
+    """
+    watch = _Watch()
+    handles = [
+        module.register_forward_hook(watch.note) for module in model.modules() if isinstance(module, Linear | BatchNorm)
+    ]
+    try:
+        _run_watched(model, shape, watch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return watch.pairs(model)
+
+
+def _run_watched(model: nn.Module, shape: tuple[int, ...] | None, watch: _Watch) -> None:
+    spec = getattr(model, "spec", None)
+    shape = shape or (spec or ClipSpec()).shape
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def run(values: Any) -> None:
+        watch.forget()
+        with torch.no_grad(), values, watch:
+            model(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
+
+    try:
+        try:
+            run(FakeTensorMode(allow_non_fake_inputs=True))
+        except Exception:  # what a network does to look at values
+            run(nullcontext())
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the network does not run on a clip {(1, *shape)} ({type(error).__name__}: {reason}): "
+            "set model.spec to what it takes"
+        ) from None
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that read each tensor, and notes which modules made and took it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.forget()
+
+    def forget(self) -> None:
+        self.readers: dict[int, int] = {}
+        self.kept: list[Any] = []  # so that no address is used twice
+        self.runs: dict[nn.Module, list[tuple[int, int]]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace != "prim":  # questions about a tensor's device read no values
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, torch.Tensor):
+                    self.kept.append(value)
+                    self.readers[id(value)] = self.readers.get(id(value), 0) + 1
+        return func(*args, **(kwargs or {}))
+
+    def note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.kept += [args, output]
+        self.runs.setdefault(module, []).append((id(args[0]), id(output)))
+
+    def pairs(self, model: nn.Module) -> list[tuple[nn.Module, nn.Module, bool]]:
+        once = {module: runs[0] for module, runs in self.runs.items() if len(runs) == 1}
+        layers = {module: run for module, run in once.items() if isinstance(module, Linear)}
+        owners: dict[int, int] = {}
+        for module in model.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        layers = {module: run for module, run in layers.items() if owners.get(id(module.weight)) == 1}
+        makes = {made: module for module, (_, made) in layers.items()}
+        takes = {taken: module for module, (taken, _) in layers.items()}
+        found: list[tuple[nn.Module, nn.Module, bool]] = []
+        used: set[nn.Module] = set()
+        for norm, (taken, made) in once.items():
+            if not isinstance(norm, BatchNorm) or norm.running_mean is None:
+                continue
+            before, behind = makes.get(taken), takes.get(made)
+            if before is not None and self.readers.get(taken) == 1:
+                found.append((before, norm, False))
+            elif behind is not None and self.readers.get(made) == 1 and behind not in used:
+                found.append((behind, norm, True))
+                used.add(behind)
+        return found
+
+
+class VideoCanonizer(CompositeCanonizer):
+    """SumCanonizer and BatchNormCanonizer: what every network of the pack needs, and most others.
+
+    ``shape`` is that of a clip without the batch, by default ``model.spec.shape``.
+    """
+
+    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__([SumCanonizer(), BatchNormCanonizer(shape)])
