@@ -47,13 +47,21 @@ def test_the_same_explanation_in_int8_and_bf16():
         run(clip.numpy())
 
 
-def test_constants_are_frozen_and_transposed_convolutions_right():
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def test_constants_are_frozen_and_transposed_convolutions_right(threads):
     graph = graph_of("fp32", stride=2)
     assert [node for node in graph.module.graph.find_nodes(op="call_function", target=aten.convolution.default)
             if node.args[6]]  # fmt: skip
     run = open_runner(graph, "inductor")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for seed in range(2):
+            torch.set_num_threads(threads + seed)
             clip = clip_with_ties(SPEC, seed)
             got = torch.from_numpy(run(clip.numpy(), 2).relevance)
             assert norm_relative(got, graph(clip, torch.tensor([2]))[2]) <= 1e-5
