@@ -6,7 +6,8 @@ Clips of a seed that no training and no calibration has seen; those that the net
 the planted motion known to be the reason. Each is explained three times: as it is, frozen to its middle frame (for the
 same class), and for the runner-up class. The scores of every clip go to the cache, a file per method, which is used
 again as long as clips, weights, selections and code are the same (``--keep``: whatever has become of the code). The
-means, with 95 % bootstrap intervals, go to results/planted.json; the tables made from it to results/planted.md.
+means, with 95 % bootstrap intervals, go to results/planted.json; the tables made from it to results/planted.md. Methods
+that are not asked for keep the rows that they have there, if weights and clips are the same.
 
 The competitor of every selection is the same number of voxels of the same map, those with the greatest |R|.
 
@@ -261,6 +262,14 @@ def truth(spec: SyntheticSpec, chosen: list[Chosen]) -> dict[str, Any]:
     }
 
 
+def add_known(result: dict[str, Any], path: Path) -> None:
+    """Add the methods that a results file holds for the same weights and clips, in the order of the registry."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if all(known.get(key) == result[key] for key in ("model", "generator_version", "clips", "interval")):
+        methods = known["methods"] | result["methods"]
+        result["methods"] = {name: methods[name] for name in sr.METHODS if name in methods}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=200, help="clips (default 200)")
@@ -309,6 +318,7 @@ def main() -> None:
             for name, one in held.items()
         },
     }
+    add_known(result, arguments.out)
     write_json(arguments.out, result)
     tables = planted_tables(result)
     arguments.out.with_suffix(".md").write_text(tables, encoding="utf-8")

@@ -30,7 +30,7 @@ def compile_frozen(module: fx.GraphModule, *examples: torch.Tensor) -> Callable[
 
     # As an option of torch.compile freezing reaches only half of the compiler, and nothing is packed. Without guards it
     # never compiles again, which it would do without freezing, say after torch.set_num_threads.
-    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         compiled: Callable[..., Any] = torch.compile(module, fullgraph=True, dynamic=False, options=options)
         compiled(*examples)
