@@ -23,6 +23,7 @@ from ..artifact import INPUTS, Artifact, manifest_path, read_artifact
 from ..compiler import ExplanationGraph, compile_explanation
 from ..engine_lint import Report, build, installed
 from ..export import export as write_artifact
+from ..kit import check_kit_folder, write_kit
 from ..precisions import PRECISIONS
 
 
@@ -57,6 +58,7 @@ from ..precisions import PRECISIONS
     metavar="PATH",
     help="A video whose first clip becomes a golden case; may be repeated  [default: three synthetic clips]",
 )
+@click.option("--kit", metavar="DIR", help="Also write a folder with all that a device needs, TensorRT and Triton too.")
 @click.option("--explain-passes", is_flag=True, help="Print what each pass of the compiler left.")
 @click.option("--lint", is_flag=True, help="Let TensorRT-RTX build the files; exit code 1 for what it refuses.")
 @json_option
@@ -74,6 +76,7 @@ def export(
     alpha: float | None,
     calibration_path: str | None,
     videos: tuple[str, ...],
+    kit: str | None,
     explain_passes: bool,
     lint: bool,
     json_path: str | None,
@@ -83,7 +86,7 @@ def export(
 
     Beside F.onnx stand F.json, which describes it, and F.golden.npz, cases to check a device by.
     """
-    _check_paths(out, json_path)
+    _check_paths(out, json_path, kit)
     if method in METHODS and not METHODS[method].compilable:
         names = ", ".join(name for name, entry in METHODS.items() if entry.compilable)
         raise InputError(f"{method} is no fixed computation and cannot be compiled; these can: {names}")
@@ -105,12 +108,16 @@ def export(
     path = write_artifact(graph, out, clips=clips, info=info, split=split, input=kind, frame_size=size)
     artifact = read_artifact(path)
     report = build(path) if lint else None
+    if kit is not None:
+        write_kit(path, kit)
     doubt = weights_doubt(model_settings["model_name"], None, str(artifact.info["weights"]))
     warnings = [text for text in (METHODS[method].warning, warning, doubt) if text]
     figures = _figures(graph, artifact, report, warnings)
     write_json(json_path, figures)
     if json_path != "-":
         _print(figures, graph if explain_passes else None)
+        if kit is not None:
+            print(f"{kit}: the kit; its README.md says how to go on")
     for text in warnings:
         print(f"warning: {text}", file=sys.stderr)
     if report is not None:
@@ -119,8 +126,8 @@ def export(
     return 1 if report is not None and report.refusals else 0
 
 
-def _check_paths(out: str, json_path: str | None) -> None:
-    for option, value in (("-o", out), ("--json", json_path)):
+def _check_paths(out: str, json_path: str | None, kit: str | None) -> None:
+    for option, value in (("-o", out), ("--json", json_path), ("--kit", kit)):
         if value == "":
             raise InputError(f"{option} is empty: name a path")
     if not out.endswith(".onnx"):
@@ -130,6 +137,8 @@ def _check_paths(out: str, json_path: str | None) -> None:
         check_writable(json_path)
         if Path(json_path).resolve() == manifest_path(Path(out)).resolve():
             raise InputError(f"--json {json_path} is the artifact's own description: give another name")
+    if kit is not None:
+        check_kit_folder(out, kit)
 
 
 def _frame_size(kind: str, text: str | None) -> tuple[int, int] | None:
