@@ -147,21 +147,20 @@ def _sum_weights(graph: fx.GraphModule, node: fx.Node) -> None:
 def _unroll(graph: fx.GraphModule, node: fx.Node) -> None:
     """Give each place of a kernel along the last axis output channels of its own, and add them up, shifted."""
     args: Any = node.args
-    value, kernel, _, stride, padding, dilation, *rest = args
+    value, kernel, _, stride, _, dilation, *rest = args
     weight = get_constant(graph, str(kernel.target))
-    places, p, outputs = weight.shape[-1], padding[-1], len(weight)
+    places, outputs = weight.shape[-1], len(weight)
     if rest[2] != 1 or stride[-1] != 1 or dilation[-1] != 1 or places == 1 or places * outputs > _MOST_JOINED:
         return
     axis, width = node.meta["val"].ndim - 1, node.meta["val"].shape[-1]
     cut = torch.cat([weight[..., place : place + 1] for place in range(places)])
     with graph.graph.inserting_before(node):
-        geometry = (stride, [*padding[:-1], 0], dilation, *rest)
-        terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *geometry)
+        # Of a kernel that is one wide the padding comes out as zeros.
+        terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *args[3:])
         terms.meta["custom"] = node.meta.get("custom", {})
         total: Any = None
-        padded = call(graph.graph, aten.constant_pad_nd.default, terms, [p, p], 0.0) if p else terms
         for place in range(places):
-            term = call(graph.graph, aten.slice.Tensor, padded, 1, place * outputs, (place + 1) * outputs)
+            term = call(graph.graph, aten.slice.Tensor, terms, 1, place * outputs, (place + 1) * outputs)
             term = call(graph.graph, aten.slice.Tensor, term, axis, place, place + width)
             total = term if total is None else call(graph.graph, aten.add.Tensor, total, term)
     node.replace_all_uses_with(total)
