@@ -7,22 +7,26 @@ each module's own ``forward`` for additions, at a run on fake tensors (shapes wi
 from __future__ import annotations
 
 import operator
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from zennit.canonizers import Canonizer, CompositeCanonizer
 from zennit.layer import Sum
 from zennit.types import BatchNorm, ConvolutionTranspose, Linear
 
-from .clip import ClipSpec
+from .dry_run import dry_run
 from .errors import InputError
+from .gates import GateCanonizer, LSTMCanonizer
 
 _ADDITIONS = frozenset({operator.add, operator.iadd, torch.add})
+_ADDING = frozenset({torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__})
 _ADDING_METHODS = frozenset({"add", "add_"})
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -47,19 +51,26 @@ class SumCanonizer(Canonizer):
 
     Zennit's rules are hooks of modules: an addition without one hands its whole relevance to both of its inputs. The
     modules are named ``canonizer_sum_0``, …; an addition in place becomes one out of place. What fx cannot trace
-    (decisions by value) stays as it is, and ``selrel lint`` names it.
+    (decisions by value) stays as it is: ``deciding`` holds these modules; RefuseHiddenSums refuses their
+    additions, ``selrel lint`` names them.
     """
 
     def __init__(self) -> None:
         self.module: nn.Module | None = None
         self.names: list[str] = []
+        self.deciding: list[nn.Module] = []
 
     def apply(self, root_module: nn.Module) -> list[Canonizer]:
         """Replace the additions in every module; return what undoes it."""
         instances: list[Canonizer] = []
+        self.deciding = []
         try:
             for module in list(root_module.modules()):
-                traced = _with_sums(module)
+                try:
+                    traced = _with_sums(module)
+                except fx.proxy.TraceError:
+                    self.deciding.append(module)
+                    continue
                 if traced is not None:
                     instance = SumCanonizer()
                     instances.append(instance)
@@ -74,7 +85,7 @@ class SumCanonizer(Canonizer):
         """Let the module run the graph from now on."""
         self.module, self.names = module, names
         for name in names:
-            module.add_module(name, ResidualSum())
+            module.add_module(name, ResidualSum().train(module.training))
         # On the module itself, so that parameters and children are those of the moment.
         object.__setattr__(module, "forward", type(graph).forward.__get__(module))
 
@@ -95,12 +106,17 @@ class _OwnForward(fx.Tracer):
 
 
 def _with_sums(module: nn.Module) -> tuple[fx.GraphModule, list[str]] | None:
-    """Return the module's forward as a graph with sums for additions, and their names; None where there are none."""
+    """Return the module's forward as a graph with sums for additions, and their names; None where there are none.
+
+    Raises TraceError for a forward that decides by the values of tensors.
+    """
     own = isinstance(module, _CONTAINERS) or type(module).__module__.startswith(("torch.nn.", "zennit.", __name__))
     if own or "forward" in vars(module) or not any(True for _ in module.children()):
         return None
     try:
         graph = _OwnForward().trace(module)
+    except fx.proxy.TraceError:
+        raise
     except Exception:  # whatever a forward does with something that is no tensor
         return None
     names: list[str] = []
@@ -120,6 +136,44 @@ def _with_sums(module: nn.Module) -> tuple[fx.GraphModule, list[str]] | None:
     shell.__dict__.update({key: value for key, value in vars(module).items() if key != "_modules"})
     shell.__dict__["_modules"] = {**module._modules, **{name: ResidualSum() for name in names}}
     return fx.GraphModule(shell, graph, type(module).__name__), names
+
+
+class RefuseHiddenSums(TorchFunctionMode):
+    """Inside this context, a forward that decides by value and adds two tensors raises InputError.
+
+    torch.fx cannot trace such a forward, so that SumCanonizer leaves its additions as they are and rules miss them.
+    ``canonizers`` are those of the composite that is, or will be, registered.
+    """
+
+    def __init__(self, canonizers: Iterable[Canonizer]) -> None:
+        super().__init__()
+        inner = [one for each in canonizers for one in getattr(each, "canonizers", [each])]
+        self.canonizers = [one for one in inner if isinstance(one, SumCanonizer)]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one function of torch."""
+        summands = [value for value in args if isinstance(value, torch.Tensor) and value.requires_grad]
+        if func in _ADDING and len(summands) == 2 and summands[0].shape == summands[1].shape:
+            module = _adding_module()
+            if any(module is one for canonizer in self.canonizers for one in canonizer.deciding):
+                raise InputError(
+                    f"{type(module).__name__} adds two tensors in a forward that decides by value, where no rule sees "
+                    "it: use zennit.layer.Sum there; gradient, gradcam and occlusion need no rules"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _adding_module() -> nn.Module | None:
+    """Return the module whose method is running."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            return owner
+        frame = frame.f_back
+    return None
 
 
 class BatchNormCanonizer(Canonizer):
@@ -230,34 +284,11 @@ def neighbours(model: nn.Module, shape: tuple[int, ...] | None = None) -> list[t
         module.register_forward_hook(watch.note) for module in model.modules() if isinstance(module, Linear | BatchNorm)
     ]
     try:
-        _run_watched(model, shape, watch)
+        dry_run(model, shape, watch)
     finally:
         for handle in handles:
             handle.remove()
     return watch.pairs(model)
-
-
-def _run_watched(model: nn.Module, shape: tuple[int, ...] | None, watch: _Watch) -> None:
-    spec = getattr(model, "spec", None)
-    shape = shape or (spec or ClipSpec()).shape
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-
-    def run(values: Any) -> None:
-        watch.forget()
-        with torch.no_grad(), values, watch:
-            model(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
-
-    try:
-        try:
-            run(FakeTensorMode(allow_non_fake_inputs=True))
-        except Exception:  # what a network does to look at values
-            run(nullcontext())
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"the network does not run on a clip {(1, *shape)} ({type(error).__name__}: {reason}): "
-            "set model.spec to what it takes"
-        ) from None
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -312,10 +343,23 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class VideoCanonizer(CompositeCanonizer):
-    """SumCanonizer and BatchNormCanonizer: what every network of the pack needs, and most others.
+    """SumCanonizer, BatchNormCanonizer, GateCanonizer and LSTMCanonizer: what every network of the pack needs.
 
-    ``shape`` is that of a clip without the batch, by default ``model.spec.shape``.
+    ``shape`` is that of a clip without the batch, by default ``model.spec.shape``. Where one of them raises, what the
+    others did before is undone.
     """
 
     def __init__(self, shape: tuple[int, ...] | None = None) -> None:
-        super().__init__([SumCanonizer(), BatchNormCanonizer(shape)])
+        super().__init__([SumCanonizer(), BatchNormCanonizer(shape), GateCanonizer(), LSTMCanonizer(shape)])
+
+    def apply(self, root_module: nn.Module) -> list[Canonizer]:
+        """Apply them in turn; return what undoes it."""
+        instances: list[Canonizer] = []
+        try:
+            for canonizer in self.canonizers:
+                instances += canonizer.apply(root_module)
+        except BaseException:
+            for instance in reversed(instances):
+                instance.remove()
+            raise
+        return instances

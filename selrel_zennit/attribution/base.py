@@ -13,6 +13,7 @@ from zennit.attribution import Attributor
 from ..composites import release_hooks
 from ..errors import InputError
 from .convolution import FastConvolutions
+from .fit import check_devices, check_mode, named_faults
 from .record import Recorder
 
 AttrOutput = torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None
@@ -77,12 +78,21 @@ class VideoAttributor(Attributor):
         return False
 
     def __call__(self, input: torch.Tensor, attr_output: AttrOutput = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B,K], attribution [B,3,T,H,W]); see the class."""
+        """Return (logits [B,K], attribution [B,3,T,H,W]); see the class.
+
+        Raises InputError for a model in training mode or on another device, and where dropout is active.
+        """
+        check_mode(self.model)
+        check_devices(self.model, input)
         with torch.inference_mode(False), torch.enable_grad():
             # A tensor made under inference mode cannot be differentiated; its clone can.
             input = input.clone() if input.is_inference() else input.detach()
             try:
-                with self._recorder or nullcontext(), FastConvolutions() if self.fast_convolutions else nullcontext():
+                with (
+                    named_faults(self.model),
+                    self._recorder or nullcontext(),
+                    FastConvolutions() if self.fast_convolutions else nullcontext(),
+                ):
                     output, attribution = super().__call__(input, attr_output)
             finally:
                 if self.composite is not None:

@@ -12,7 +12,7 @@ from zennit.core import Composite
 from ..errors import InputError
 from .base import AttrOutput, VideoAttributor
 from .guided import guided_composite
-from .layers import find_layer, run_watching, start_graph
+from .layers import as_it_is, find_layer, run_watching, start_graph, volume_of
 from .options import choice
 from .registry import register_method
 
@@ -36,10 +36,12 @@ class _CAM(VideoAttributor):
         super().__init__(model, composite, attr_output)
         self.layer_name = layer
         find_layer(model, layer)  # raises now where there is none
+        self.volume = volume_of(model, layer)
         self.axes = POOLS[choice("pool", pool, tuple(POOLS))]
 
     def _map(self, activations: torch.Tensor, gradient: torch.Tensor, size: torch.Size) -> torch.Tensor:
         """Return the map, upsampled to ``size`` (T,H,W): [B,1,T,H,W]."""
+        activations, gradient = self.volume(activations), self.volume(gradient)
         weights = gradient.mean(self.axes, keepdim=True)
         cam = (weights * activations.detach()).sum(1, keepdim=True).relu()
         return interpolate(cam, size=size, mode="trilinear", align_corners=False)
@@ -53,8 +55,9 @@ class GradCAM(_CAM):
     channels, so that the channel sum is the CAM. The forward pass up to the layer runs without a graph, and the
     backward pass ends at the layer.
 
-    ``layer`` is the name of a module whose output is [B,C,T,H,W]. Raises InputError for a layer that does not exist,
-    gives another shape, or runs more than once in a forward pass.
+    ``layer`` is the name of a module whose output is [B,C,T,H,W]; of a transformer, whose output is tokens, it is the
+    model's ``cam_layer``, which its ``cam_volume`` lays out as a volume, the class token dropped.
+    Raises InputError for a layer that does not exist, gives another shape, or runs more than once in a forward pass.
 
     Source: Selvaraju et al. 2017, arXiv 1610.02391; in 3D: Hiley et al. 2020, §4; Saha et al. 2024, arXiv 2404.09067.
     """
@@ -64,7 +67,7 @@ class GradCAM(_CAM):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B,K], cam/3 on each channel [B,3,T,H,W])."""
         with torch.no_grad():
-            output, activations = run_watching(self.model, input, self.layer_name, start_graph)
+            output, activations = run_watching(self.model, input, self.layer_name, start_graph, self.volume)
             (gradient,) = torch.autograd.grad((output,), (activations,), grad_outputs=(attr_output_fn(output),))
         cam = self._map(activations, gradient, input.shape[2:])
         return output, (cam / 3).expand_as(input).contiguous()
@@ -87,7 +90,7 @@ class GuidedGradCAM(_CAM):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B,K], attribution [B,3,T,H,W])."""
         input = input.view_as(input).requires_grad_()
-        output, activations = run_watching(self.model, input, self.layer_name, lambda output: output)
+        output, activations = run_watching(self.model, input, self.layer_name, as_it_is, self.volume)
         initial = (attr_output_fn(output),)
         with self.composite.inactive():
             (plain,) = torch.autograd.grad((output,), (activations,), initial, retain_graph=True)

@@ -70,6 +70,7 @@ class ExcitationBackprop(Gradient):
     citation="Zhang et al. 2018, arXiv 1608.00507",
     passes=6.0,
     compilable=True,
+    rules=True,
     warning="without contrastive=True nearly blind to the class: maps of different classes are almost the same",
 )
 def excitation_backprop(

@@ -77,4 +77,7 @@ def deconvnet(model: nn.Module) -> Gradient:
 
 def _needs_relus(model: nn.Module) -> None:
     if not any(isinstance(module, RELUS) for module in model.modules()):
-        raise InputError("guided rules need the network's ReLUs as modules: use nn.ReLU, not torch.relu; found none")
+        raise InputError(
+            "guided rules need the network's ReLUs as modules: use nn.ReLU, not torch.relu; found none. "
+            "gradient and gradcam take any network"
+        )

@@ -19,13 +19,40 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def run_watching(
-    model: nn.Module, input: torch.Tensor, name: str, at_layer: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the model. Return the logits [B,K], and what ``at_layer`` made of the output [B,C,T,H,W] of layer ``name``.
+Volume = Callable[[torch.Tensor], torch.Tensor]
 
-    The model goes on with that value. Raises InputError for a layer that gives another shape or does not run exactly
-    once.
+
+def as_it_is(output: torch.Tensor) -> torch.Tensor:
+    """Return the output of a layer that gives [B,C,T,H,W]."""
+    return output
+
+
+def volume_of(model: nn.Module, name: str) -> Volume:
+    """Return what makes [B,C,T,H,W] of the output of layer ``name``.
+
+    A transformer says it of its ``cam_layer``, in ``cam_volume``. Raises InputError for another layer of such a
+    network, which holds tokens.
+    """
+    volume: Volume | None = getattr(model, "cam_volume", None)
+    if volume is None:
+        return as_it_is
+    own = getattr(model, "cam_layer", None)
+    if name != own:
+        raise InputError(f"layer {name!r} of this network holds tokens, not [B,C,T,H,W]: its CAM layer is {own!r}")
+    return volume
+
+
+def run_watching(
+    model: nn.Module,
+    input: torch.Tensor,
+    name: str,
+    at_layer: Callable[[torch.Tensor], torch.Tensor],
+    volume: Volume = as_it_is,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the model. Return the logits [B,K], and what ``at_layer`` made of the output of layer ``name``.
+
+    The model goes on with that value. ``volume`` makes [B,C,T,H,W] of it. Raises InputError for a layer that gives
+    another shape or does not run exactly once.
     """
     kept: torch.Tensor | None = None
 
@@ -33,7 +60,7 @@ def run_watching(
         nonlocal kept
         if kept is not None:
             raise InputError(f"layer {name!r} runs more than once in a forward pass; choose another layer")
-        if not isinstance(output, torch.Tensor) or output.ndim != 5:
+        if not isinstance(output, torch.Tensor) or volume(output).ndim != 5:
             raise InputError(f"layer {name!r} does not give [B,C,T,H,W]; choose a convolutional layer")
         kept = at_layer(output)
         # The next layer may work in place, which must not change what is kept.

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus
+from zennit.types import Convolution
 
+from ..attention import AttentionCanonizer, AttnLRPEpsilonPlus, has_attention
 from ..canonizers import VideoCanonizer
 from ..clip import ClipSpec
 from ..composites import DTD, DTDEpsilonHead, find_head
@@ -27,6 +29,7 @@ _BIASES = "biases take a share of the relevance, so it need not sum to 1: zero_p
     citation="Montavon et al. 2017; on C3D: Hiley et al. 2020, arXiv 2003.14285",
     passes=6.0,
     compilable=True,
+    rules=True,
     warning="nearly blind to the class: maps of different classes are almost the same (Sixt et al. 2020)",
 )
 def dtd(model: nn.Module, pool: str = "winner") -> Gradient:
@@ -62,6 +65,7 @@ class EpsilonHead(Gradient):
     citation="Bach et al. 2015 (Epsilon rule); Hiley et al. 2020, arXiv 2003.14285",
     passes=6.0,
     compilable=True,
+    rules=True,
     warning="many z⁺ layers below the class layer, as in C3D, make it nearly as blind to the class as dtd",
 )
 def dtd_epsilon_head(model: nn.Module, epsilon: float = 1e-6, head: str | None = None) -> EpsilonHead:
@@ -105,6 +109,7 @@ class Contrastive(Gradient):
     citation="Gu et al. 2018, arXiv 1812.02100 (CLRP)",
     passes=6.0,
     compilable=True,
+    rules=True,
     warning="small beside dtd's map; classes may differ in little more than its sign and size",
 )
 def dtd_contrastive(model: nn.Module, pool: str = "winner") -> Contrastive:
@@ -118,10 +123,17 @@ def dtd_contrastive(model: nn.Module, pool: str = "winner") -> Contrastive:
     citation="Bach et al. 2015; Montavon et al. 2019; Anders et al. 2021, arXiv 2106.13200 (Zennit)",
     passes=6.0,
     compilable=True,
+    rules=True,
     warning=_BIASES,
 )
 def lrp_epsilon_plus(model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None) -> Gradient:
-    """Return Zennit's EpsilonPlus. ``zero_params="bias"`` drops the biases, which Zennit keeps by default."""
+    """Return Zennit's EpsilonPlus. ``zero_params="bias"`` drops the biases, which Zennit keeps by default.
+
+    On torchvision's video transformers it is AttnLRPEpsilonPlus, which has rules for attention.
+    """
+    if has_attention(model):
+        canonizers = [AttentionCanonizer(), VideoCanonizer()]
+        return Gradient(model, AttnLRPEpsilonPlus(epsilon=epsilon, zero_params=zero_params, canonizers=canonizers))
     return Gradient(model, EpsilonPlus(epsilon=epsilon, zero_params=zero_params, canonizers=[VideoCanonizer()]))
 
 
@@ -131,6 +143,7 @@ def lrp_epsilon_plus(model: nn.Module, epsilon: float = 1e-6, zero_params: str |
     citation="Montavon et al. 2019; Anders et al. 2021, arXiv 2106.13200 (Zennit)",
     passes=12.0,
     compilable=True,
+    rules=True,
     warning=_BIASES,
 )
 def lrp_epsilon_gamma_box(
@@ -153,6 +166,7 @@ def lrp_epsilon_gamma_box(
     citation="Bach et al. 2015; Anders et al. 2021, arXiv 2106.13200 (Zennit)",
     passes=10.0,
     compilable=True,
+    rules=True,
     warning=_BIASES,
 )
 def lrp_alpha2_beta1(model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None) -> Gradient:
@@ -165,4 +179,6 @@ def _box(model: nn.Module, method: str) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(spec, ClipSpec):
         raise InputError(f"{method} needs the bounds of valid input: set model.spec = ClipSpec(…), or use load_model")
     low, high = (torch.from_numpy(np.array(bound)) for bound in spec.bounds())
+    if isinstance(next((module for module in model.modules() if isinstance(module, Convolution)), None), nn.Conv2d):
+        low, high = low.squeeze(2), high.squeeze(2)  # it sees frames, [B·T,3,H,W]
     return low, high

@@ -14,6 +14,7 @@ from ..clip import ClipSpec
 from ..errors import InputError
 from ..text import close_names
 from .base import VideoAttributor
+from .fit import check_network, check_rules
 
 Builder = Callable[..., VideoAttributor]
 
@@ -24,7 +25,8 @@ class MethodEntry:
 
     ``build(model, **options)`` makes the attributor; ``passes`` is the cost in forward passes, roughly; ``compilable``
     says whether it is one fixed computation (no sampling, no path, no optimisation); ``warning`` is printed beside
-    every result where one is due.
+    every result where one is due; ``rules`` says whether relevance is handed down by rules, which networks with layers
+    of other kinds (attention, layer norms, GRUs) do not suit.
     """
 
     name: str
@@ -34,6 +36,7 @@ class MethodEntry:
     passes: float
     compilable: bool
     warning: str | None = None
+    rules: bool = False
 
     @property
     def options(self) -> list[str]:
@@ -45,7 +48,14 @@ METHODS: dict[str, MethodEntry] = {}
 
 
 def register_method(
-    name: str, *, summary: str, citation: str, passes: float, compilable: bool, warning: str | None = None
+    name: str,
+    *,
+    summary: str,
+    citation: str,
+    passes: float,
+    compilable: bool,
+    warning: str | None = None,
+    rules: bool = False,
 ) -> Callable[[Builder], Builder]:
     """Register a builder ``(model, **options) -> VideoAttributor`` under ``name``; see MethodEntry for the fields.
 
@@ -55,7 +65,7 @@ def register_method(
     def register(build: Builder) -> Builder:
         if name in METHODS:
             raise ValueError(f"a method named {name!r} is registered already")
-        METHODS[name] = MethodEntry(name, build, summary, citation, passes, compilable, warning)
+        METHODS[name] = MethodEntry(name, build, summary, citation, passes, compilable, warning, rules)
         return build
 
     return register
@@ -71,8 +81,8 @@ def build_method(
     methods based on the gradient it is that gradient; see Recorder.
 
     Raises InputError for an unknown method, option or layer, for ``record`` with a method that has no relevance inside
-    the network, and for a model in training mode, where dropout and batch norm would explain something else than what
-    the network says.
+    the network, for a model in training mode, where dropout and batch norm would explain something else than what
+    the network says, for one in half precision, and for one that the method does not fit.
     """
     if name not in METHODS:
         raise InputError(f"no method named {name!r}{close_names(name, METHODS)}; there are {', '.join(METHODS)}")
@@ -83,8 +93,9 @@ def build_method(
         raise InputError(
             f"{name} has no option {unknown[0]!r}{close_names(unknown[0], entry.options)}; its options: {known}"
         )
-    if any(module.training for module in model.modules()):
-        raise InputError("the model is in training mode: call model.eval() before explaining it")
+    check_network(model)
+    if entry.rules:
+        check_rules(name, model)
     # Constants made under inference mode (the bounds of z^B, say) could not be differentiated later.
     with torch.inference_mode(False):
         attributor = entry.build(model, **options)

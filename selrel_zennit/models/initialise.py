@@ -26,7 +26,6 @@ def kaiming(model: nn.Module, seed: int) -> None:
         elif isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
             module.reset_parameters()
         elif isinstance(module, nn.LSTM):
-            module.reset_parameters()
             for parameter in module.parameters(recurse=False):
                 parameter.uniform_(
                     -1 / math.sqrt(module.hidden_size), 1 / math.sqrt(module.hidden_size), generator=generator

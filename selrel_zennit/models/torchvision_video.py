@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..clip import ClipSpec
@@ -43,7 +44,7 @@ _MVIT = ClipSpec(
 )
 
 # name → ClipSpec, CAM layer, key of the class layer, what it is, source
-_NETWORKS: dict[str, tuple[ClipSpec, str | None, str, str, str]] = {
+_NETWORKS: dict[str, tuple[ClipSpec, str, str, str, str]] = {
     "r3d_18": (_RESNET, "layer4", "fc.weight", "ResNet-18 of 3×3×3 convolutions", "Tran et al. 2018, arXiv 1711.11248"),
     "mc3_18": (
         _RESNET,
@@ -66,15 +67,31 @@ _NETWORKS: dict[str, tuple[ClipSpec, str | None, str, str, str]] = {
         "Inception of convolutions in space, then in time; its class layer is a convolution",
         "Xie et al. 2018, arXiv 1712.04851",
     ),
-    "swin3d_t": (_SWIN, None, "head.weight", "video Swin transformer, tiny", "Liu et al. 2022, arXiv 2106.13230"),
+    "swin3d_t": (_SWIN, "norm", "head.weight", "video Swin transformer, tiny", "Liu et al. 2022, arXiv 2106.13230"),
     "mvit_v2_s": (
         _MVIT,
-        None,
+        "blocks.15.norm1",
         "head.1.weight",
         "multiscale vision transformer v2, small",
         "Li et al. 2022, arXiv 2112.01526",
     ),
 }
+
+
+def _channels_last(output: torch.Tensor) -> torch.Tensor:
+    """Return [B,C,T,H,W] of Swin's [B,T,H,W,C]."""
+    return output.movedim(-1, 1)
+
+
+def _patches(output: torch.Tensor) -> torch.Tensor:
+    """Return [B,C,T,H,W] of MViT's last tokens [B,1+T·H·W,C], the class token dropped."""
+    tokens = output[:, 1:].transpose(1, 2)
+    return tokens.reshape(*tokens.shape[:2], _MVIT.frames // 2, _MVIT.crop // 32, _MVIT.crop // 32)
+
+
+# How a transformer's CAM layer lays out its clip. MViT's is the input of the last attention: behind it the class token
+# alone reaches the logits, and the patches have no gradient.
+_CAM_VOLUMES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"swin3d_t": _channels_last, "mvit_v2_s": _patches}
 
 
 def kinetics_names(num_classes: int) -> list[str] | None:
@@ -95,8 +112,9 @@ def _build(name: str, num_classes: int = KINETICS_CLASSES, spec: ClipSpec | None
     model.spec = spec or own
     model.num_classes = num_classes
     model.class_names = kinetics_names(num_classes)
-    if cam_layer is not None:
-        model.cam_layer = cam_layer
+    model.cam_layer = cam_layer
+    if name in _CAM_VOLUMES:
+        model.cam_volume = _CAM_VOLUMES[name]
     return model  # type: ignore[no-any-return]
 
 

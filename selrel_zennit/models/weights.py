@@ -13,7 +13,7 @@ import torch
 
 from ..errors import InputError
 
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
+_CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 # What DataParallel and torch.compile put before every key of the network they wrap.
 _WRAPPERS = ("module.", "_orig_mod.")
 _TAR_MAGIC, _TAR_OFFSET = b"ustar", 257
@@ -24,8 +24,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a weight file by name, on the CPU; floating ones as float32.
 
     Reads safetensors, and what ``torch.save`` wrote, through ``torch.load(weights_only=True)``: code in a pickle is
-    refused, never run. Training checkpoints are unwrapped (``state_dict``, ``model_state_dict``, ``model``, ``net``),
-    and so are keys that DataParallel or ``torch.compile`` prefixed.
+    refused, never run. Training checkpoints are unwrapped (``state_dict``, ``model_state_dict``, ``model_state``,
+    ``model``, ``net``), and so are keys that DataParallel or ``torch.compile`` prefixed.
 
     Raises InputError for a file that is missing, empty, damaged or truncated, that is no weight file or a Git LFS
     pointer, that holds anything but tensors, and for NaN or infinity in a tensor.
