@@ -100,7 +100,7 @@ def _tensor(value: onnx.ValueInfoProto) -> tuple[str, str, list[int]]:
 
 
 def _text(name: str) -> str:
-    return resources.files(__package__).joinpath("kit_files", name).read_text(encoding="utf-8")
+    return resources.files(__package__).joinpath("kit_files").joinpath(name).read_text(encoding="utf-8")
 
 
 def _first_case(artifact: Artifact) -> dict[str, Any]:

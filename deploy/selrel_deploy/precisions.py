@@ -9,13 +9,20 @@ from selrel_zennit.text import close_names
 PRECISIONS = ("fp32", "fp32+bf16", "fp32+fp16", "fp32+int8", "bf16", "bf16+int8", "fp16", "fp16+int8")
 
 # runner → precisions that it runs as they are named. Eager torch is the reference of all. Processors hardly have fp16
-# arithmetic, which is for TensorRT: inductor and ONNX Runtime's CPU provider would compute it in float32. That provider
-# has no bf16, and OpenVINO's hint would put the divisions into bf16 too.
+# arithmetic, which is for GPUs: inductor and ONNX Runtime's CPU provider would compute it in float32. That provider
+# has no bf16, and OpenVINO's hint would put the divisions into bf16 too. No artifact has bf16.
 RUNS: dict[str, tuple[str, ...]] = {
     "eager": PRECISIONS,
     "inductor": ("fp32", "fp32+bf16", "fp32+int8", "bf16", "bf16+int8"),
     "onnxruntime": ("fp32", "fp32+int8"),
     "openvino": ("fp32", "fp32+int8"),
+    "tensorrt": ("fp32", "fp32+fp16", "fp32+int8", "fp16", "fp16+int8"),
+}
+
+# The same on a CUDA device, where it differs: only TensorRT has int8 convolutions in three dimensions there.
+RUNS_ON_CUDA: dict[str, tuple[str, ...]] = {
+    "inductor": ("fp32", "fp32+bf16", "fp32+fp16", "bf16", "fp16"),
+    "onnxruntime": ("fp32", "fp32+fp16", "fp16"),
 }
 
 
@@ -28,12 +35,13 @@ def split_precision(precision: str) -> tuple[str, str]:
     return forward, relevance or forward
 
 
-def check_runs(runner: str, precision: str) -> None:
-    """Raise InputError, naming what there is, for a runner that does not run a precision."""
+def check_runs(runner: str, precision: str, *, cuda: bool = False) -> None:
+    """Raise InputError, naming what there is, for a runner that does not run a precision, on CUDA or elsewhere."""
     split_precision(precision)
-    if precision not in RUNS[runner]:
-        others = [name for name, has in RUNS.items() if precision in has]
+    table = {**RUNS, **RUNS_ON_CUDA} if cuda else RUNS
+    if precision not in table[runner]:
+        others = [name for name, has in table.items() if precision in has]
         raise InputError(
-            f"the {runner} runner does not run {precision}, it runs {', '.join(RUNS[runner])}; "
-            f"{precision} runs in {', '.join(others)}"
+            f"the {runner} runner does not run {precision}{' on CUDA' if cuda else ''}, it runs "
+            f"{', '.join(table[runner])}; {precision} runs in {', '.join(others)}"
         )

@@ -9,6 +9,8 @@ import click
 
 from ..runners import Runner, open_runner
 
+_BY_DEVICE = ("openvino", "tensorrt")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -19,7 +21,8 @@ def runner_options(command: F) -> F:
             click.option("--runner", default="onnxruntime", show_default=True, help="A name of `selrel list runners`."),
             click.option(
                 "--provider",
-                help="Execution provider of ONNX Runtime, or device of OpenVINO  [default: the processor]",
+                help="Execution provider of ONNX Runtime, or device of OpenVINO (CPU) or TensorRT (cuda:0)  "
+                "[default: the processor; with TensorRT cuda:0]",
             ),
             click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads  [default: the runtime's own]"),
         )
@@ -31,7 +34,7 @@ def runner_options(command: F) -> F:
 def open_named(path: str, runner: str, provider: str | None, threads: int | None, **options: Any) -> Runner:
     """Return the runner that the options name, for an artifact. Raises InputError; never another runner or provider."""
     if provider is not None:
-        options["device" if runner == "openvino" else "provider"] = provider
+        options["device" if runner in _BY_DEVICE else "provider"] = provider
     if threads is not None:
         options["threads"] = threads
     return open_runner(path, runner, **options)

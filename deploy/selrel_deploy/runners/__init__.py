@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from selrel_zennit.errors import InputError
 from selrel_zennit.text import close_names
 
-from ..precisions import RUNS
+from ..precisions import RUNS, RUNS_ON_CUDA
 from .base import OutputError, Runner
+from .tensorrt_engine import MODULES
 
 if TYPE_CHECKING:
     from ..compiler import ExplanationGraph
@@ -20,25 +21,46 @@ __all__ = ["RUNNERS", "OutputError", "Runner", "list_runners", "open_runner"]
 
 
 class RunnerEntry(NamedTuple):
-    """A runner: module of this package and class in it, what it needs installed and which extra brings it."""
+    """A runner: module of this package and class in it, what it needs installed and which extra brings it.
+
+    ``status`` says what of it nobody has run; empty where all of it has been. ``instead`` are modules that do, too.
+    """
 
     module: str
     kind: str
     needs: str
     extra: str | None
     summary: str
+    status: str = ""
+    instead: tuple[str, ...] = ()
 
+
+_ON_CUDA = "on CUDA: built, not run; no GPU has run it yet"
 
 RUNNERS = {
-    "eager": RunnerEntry("eager", "EagerRunner", "torch", None, "a graph as it is, in torch: the reference"),
+    "eager": RunnerEntry("eager", "EagerRunner", "torch", None, "a graph as it is, in torch: the reference", _ON_CUDA),
     "inductor": RunnerEntry(
-        "inductor", "InductorRunner", "torch", None, "a graph compiled to machine code by torch.compile"
+        "inductor", "InductorRunner", "torch", None, "a graph compiled to machine code by torch.compile", _ON_CUDA
     ),
     "onnxruntime": RunnerEntry(
-        "onnxruntime", "OnnxRuntimeRunner", "onnxruntime", None, "an artifact in ONNX Runtime, by one of its providers"
+        "onnxruntime",
+        "OnnxRuntimeRunner",
+        "onnxruntime",
+        None,
+        "an artifact in ONNX Runtime, by one of its providers",
+        _ON_CUDA,
     ),
     "openvino": RunnerEntry(
         "openvino", "OpenVinoRunner", "openvino", "openvino", "an artifact in OpenVINO, on one of its devices"
+    ),
+    "tensorrt": RunnerEntry(
+        "tensorrt",
+        "TensorRtRunner",
+        "tensorrt",
+        "tensorrt",
+        "an artifact in TensorRT or TensorRT-RTX, on an NVIDIA GPU",
+        "built, not run; no GPU has run it yet",
+        MODULES[1:],
     ),
 }
 
@@ -64,13 +86,15 @@ def open_runner(source: str | Path | ExplanationGraph, runner: str = "onnxruntim
 
 
 def list_runners() -> list[dict[str, Any]]:
-    """Return what `selrel list runners` shows: name, summary, whether it is installed, the precisions it runs."""
+    """Return what `selrel list runners` shows: name, summary, whether it is installed, its precisions, its status."""
     return [
         {
             "name": name,
             "summary": entry.summary,
-            "installed": "yes" if _is_installed(entry.needs) else "no",
+            "installed": "yes" if any(map(_is_installed, (entry.needs, *entry.instead))) else "no",
             "precisions": list(RUNS[name]),
+            "precisions_on_cuda": list(RUNS_ON_CUDA.get(name, ())),
+            "status": entry.status,
         }
         for name, entry in RUNNERS.items()
     ]

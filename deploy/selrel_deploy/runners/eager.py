@@ -28,8 +28,11 @@ class EagerRunner(Runner):
         self._module: Any = graph.runnable
 
     @classmethod
-    def open(cls, source: Any, **options: Any) -> EagerRunner:
-        """Return a runner for a graph. Raises InputError for an artifact, which holds no torch graph, and options."""
+    def open(cls, source: Any, **options: Any) -> Runner:
+        """Return a runner for a graph; options: ``device`` ("cpu", "cuda", "cuda:N") and, on CUDA, ``tf32``.
+
+        Raises InputError for an artifact, which holds no torch graph, other options, and a device that is not there.
+        """
         import torch
 
         from ..compiler import ExplanationGraph
@@ -40,8 +43,10 @@ class EagerRunner(Runner):
             raise InputError(
                 f"runners take float32 clips, this graph is {source.dtype}: compile it with a float32 clip"
             )
-        if options:
-            raise InputError(f"the eager runner has no option {sorted(options)[0]!r}")
+        if on_cuda := cuda_options(cls.name, options, ("tf32",)):
+            from .torch_cuda import TorchCudaRunner
+
+            return TorchCudaRunner(source, cls.name, **on_cuda)
         return cls(source)
 
     def run(self, clip: Clip, target: npt.NDArray[np.int64]) -> Sequence[npt.NDArray[Any]]:
@@ -56,3 +61,18 @@ class EagerRunner(Runner):
         """Drop the graph."""
         super().close()
         self._module = None
+
+
+def cuda_options(runner: str, options: dict[str, Any], on_cuda: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options of a runner on CUDA, with the device among them; none on the processor.
+
+    Raises InputError for an option that it has not, or has on CUDA alone.
+    """
+    known = ("device", *on_cuda)
+    if unknown := sorted(set(options) - set(known)):
+        raise InputError(f"the {runner} runner has no option {unknown[0]!r}; there are {', '.join(known)}")
+    if options.get("device", "cpu") != "cpu":
+        return options
+    if given := sorted(set(options) & set(on_cuda)):
+        raise InputError(f"{given[0]} is an option on CUDA alone: give device='cuda' with it")
+    return {}

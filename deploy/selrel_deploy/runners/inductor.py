@@ -13,6 +13,7 @@ from selrel_zennit.errors import InputError
 
 from ..precisions import check_runs
 from .base import Clip, Runner, processor
+from .eager import cuda_options
 
 if TYPE_CHECKING:
     import torch
@@ -80,8 +81,11 @@ class InductorRunner(Runner):
             )
 
     @classmethod
-    def open(cls, source: Any, **options: Any) -> InductorRunner:
-        """Return a runner for a graph. Raises InputError for an artifact, options, and a graph it would get wrong."""
+    def open(cls, source: Any, **options: Any) -> Runner:
+        """Return a runner for a graph; options: ``device`` ("cpu", "cuda", "cuda:N"), on CUDA ``tf32``, ``cuda_graph``.
+
+        Raises InputError for an artifact, other options, a device that is not there, and a graph it would get wrong.
+        """
         import torch
 
         from ..compiler import ExplanationGraph
@@ -92,8 +96,10 @@ class InductorRunner(Runner):
             raise InputError(
                 f"runners take float32 clips, this graph is {source.dtype}: compile it with a float32 clip"
             )
-        if options:
-            raise InputError(f"the inductor runner has no option {sorted(options)[0]!r}")
+        if on_cuda := cuda_options(cls.name, options, ("tf32", "cuda_graph")):
+            from .torch_cuda import TorchCudaRunner
+
+            return TorchCudaRunner(source, cls.name, **on_cuda)
         return cls(source)
 
     def run(self, clip: Clip, target: npt.NDArray[np.int64]) -> Sequence[npt.NDArray[Any]]:
