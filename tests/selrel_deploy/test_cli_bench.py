@@ -114,6 +114,7 @@ def test_a_device_without_torch_benchmarks_an_artifact(artifact, tmp_path):
         (["--methods", "dtx"], "no method named 'dtx'"),
         (["--runners", "tensorflow"], "no runner named 'tensorflow'"),
         (["--runners", "openvino", "--precisions", "bf16"], "openvino runner does not run bf16"),
+        (["--runners", "tensorrt"], "a model is timed on the processor: export it, and time the file in tensorrt"),
         (["--precisions", ","], "--precisions is empty"),
         (["--runners", "all,eager"], "--runners: all stands alone"),
         (["--budget", "0"], "--budget must be a positive number of seconds, got 0"),

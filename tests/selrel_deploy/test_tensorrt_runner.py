@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import selrel_zennit as sr
 from networks import FewLayers, few_layers, small_c3d
 from selrel_deploy import compile_explanation, export, open_runner
 from selrel_deploy.artifact import OUTPUTS, write_manifest
+from selrel_deploy.bench import report, timing
 from selrel_deploy.runners import cuda_memory, driver, list_runners, motion_kernel, tensorrt_engine
 from selrel_kernels import select_motion
+from selrel_zennit.cli import main
 
 from . import gpu_stand_in, tensorrt_stand_in
 from .conftest import FRAME_SIZE, clip_with_ties
@@ -342,3 +345,21 @@ def test_messages_about_memory() -> None:
         assert cuda_memory.out_of_memory(said)
     assert not cuda_memory.out_of_memory("invalid argument")
     assert len(OUTPUTS) == 5
+
+
+def test_parity_and_bench_open_it(
+    install: Install, artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    monkeypatch.setattr(report, "warm_up", partial(timing.warm_up, least=0.0, most=0.0))
+    path = str(artifacts["split"])
+    assert main(["parity", path, "--runner", "tensorrt", "--json", str(tmp_path / "parity.json")]) == 0
+    said = json.loads((tmp_path / "parity.json").read_text("utf-8"))
+    assert (said["grade"], said["runner"]["provider"]) == ("exact", "TensorRT 10.3.0, CUDA graph")
+    command = ["bench", "--artifact", path, "--runners", "tensorrt", "--rounds", "2", "--threads", "1"]
+    assert main([*command, "--provider", "cuda:0", "--json", str(tmp_path / "bench.json")]) == 0
+    result = json.loads((tmp_path / "bench.json").read_text("utf-8"))
+    assert [one["name"] for one in result["bare"]] == ["forward tensorrt fp32"]
+    (row,) = result["rows"]
+    assert (row["device"], row["provider_asked"]) == (gpu_stand_in.GPU, "cuda:0")
+    assert row["parity"]["grade"] == "exact"

@@ -26,7 +26,7 @@ from .windows import Windows, given_windows, synthetic_windows, video_windows
 Array = npt.NDArray[Any]
 
 # Those that take a file.
-_RUNNERS = ("onnxruntime", "openvino")
+_RUNNERS = ("onnxruntime", "openvino", "tensorrt")
 
 
 def bench_artifact(
@@ -40,10 +40,9 @@ def bench_artifact(
 ) -> dict[str, Any]:
     """Time an artifact in each of ``runners`` (("all",): those that are installed and run its precision).
 
-    ``paths`` are videos, or none: synthetic clips. ``provider`` is ONNX Runtime's, or OpenVINO's device.
-
-    The forward pass has a row where the artifact is split; in one file
-    it cannot be run alone. Raises InputError for what cannot run.
+    ``paths`` are videos, or none: synthetic clips. ``provider`` is ONNX Runtime's, or OpenVINO's or TensorRT's device.
+    The forward pass has a row where the artifact is split; in one file it cannot be run alone. Raises InputError for
+    what cannot run.
     """
     artifact = read_artifact(path)
     if artifact.clip_shape[0] != 1:
@@ -87,6 +86,8 @@ def bench_artifact(
 
 def file_options(runner: str, threads: int, provider: str | None = None) -> dict[str, Any]:
     """Return the options of a runner of artifacts, its provider or device (default: the processor) named."""
+    if runner == "tensorrt":
+        return {} if provider is None else {"device": provider}
     option, default = {"onnxruntime": ("provider", "CPUExecutionProvider"), "openvino": ("device", "CPU")}[runner]
     return {"threads": threads, option: provider or default}
 

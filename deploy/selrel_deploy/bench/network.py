@@ -64,8 +64,12 @@ class Choice:
     def pairs(self) -> list[tuple[str, str]]:
         """Return (runner, precision) of what is to run. Raises InputError for names and pairs that do not exist."""
         runners = (
-            list(RUNNERS) if self.runners == (ALL,) else [_known("runner", name, RUNNERS) for name in self.runners]
+            [name for name in RUNNERS if name != "tensorrt"]
+            if self.runners == (ALL,)
+            else [_known("runner", name, RUNNERS) for name in self.runners]
         )
+        if "tensorrt" in runners:
+            raise InputError("a model is timed on the processor: export it, and time the file in tensorrt (--artifact)")
         every = self.precisions == (ALL,)
         precisions = PRECISIONS if every else [_known("precision", name, PRECISIONS) for name in self.precisions]
         if not every and self.runners != (ALL,):
