@@ -143,12 +143,42 @@ def deploy_latency() -> str:
     return markdown(head, lines)
 
 
+def networks() -> str:
+    """Return, for every network, the worst of its methods against each limit, and each method's time ÷ forward."""
+    found = read("networks")["rows"]
+    methods = list(dict.fromkeys(method for by_method in found.values() for method in by_method))
+    lines = []
+    for name, by_method in found.items():
+        entries = list(by_method.values())
+        off = max((abs(row["conserved"] - 1) for row in entries if "conserved" in row), default=None)
+        built = sum(row["refusals"] == [] for row in entries)
+        times = [
+            " / ".join(f"{ratio:.1f}" for ratio in by_method[method]["over_forward"].values())
+            if method in by_method
+            else "–"
+            for method in methods
+        ]
+        lines.append(
+            [
+                f"`{name}`",
+                f"{max(row['hand_placed'] for row in entries):.0e}",
+                "–" if off is None else f"{100 * off:.2g} %",
+                f"{max(1 - row['cosine'] for row in entries):.0e}",
+                f"{built} of {len(entries)}",
+                *times,
+            ]
+        )
+    head = ["network", "to rules by hand", "relevance off by", "1 − cosine, compiled", "TensorRT-RTX builds"]
+    return markdown([*head, *(f"`{method}`" for method in methods)], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "planted": planted,
     "calibration": calibration,
     "methods_cost": methods_cost,
     "selection": selection,
     "deploy_latency": deploy_latency,
+    "networks": networks,
 }
 
 

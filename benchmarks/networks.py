@@ -1,0 +1,214 @@
+"""The convolutional networks of the pack, method by method: equal to hand-placed rules, conserving, compiled, built.
+
+    python benchmarks/networks.py [--networks all] [--methods all] [--threads 2] [--rounds 5] [--clips 3]
+
+Random weights, batch norms with drawn statistics. On a small clip in float64: the difference to Zennit with rules that
+are placed by hand (hand_placed.py), and how much of the relevance arrives where the network has no biases. At full
+size in float32: the artifact in ONNX Runtime certified against Zennit on clips (real ones where SELREL_DATA names their
+folder), the build by TensorRT-RTX, and the time of an explanation in a runner against the network's forward pass there,
+in turns. Rows of networks and methods that are not asked for stay in the file, so that a run can be continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hand_placed import RULES, explain, reference
+from machine import PACKAGES, machine
+from torch import nn
+
+import selrel_zennit as sr
+from selrel_deploy import compile_explanation, engine_lint, export, open_runner, read_artifact
+from selrel_deploy.bench.plain import run_alone
+from selrel_deploy.certificate_clips import synthetic_clips, video_clips
+from selrel_deploy.parity import certify
+from selrel_deploy.zennit_reference import zennit_reference
+
+RESULTS = Path(__file__).parent / "results" / "networks.json"
+CLIPS = ("arm_wrestling.mp4", "pool_cleaning.mp4", "v_CricketShot_g04_c01_rgb.gif")
+METHODS = (*RULES, "guided_backprop", "gradcam", "guided_gradcam")
+# The least frames and pixels that their last pools leave something of; 8 frames of 32×32 for the others.
+SMALLEST = {"i3d": (9, 193), "s3d": (13, 209)}
+NETWORKS = (
+    "r3d_18 mc3_18 r2plus1d_18 s3d i3d resnet3d_18 resnet3d_18a resnet3d_34 resnet3d_34a resnet3d_50".split()  # noqa: SIM905
+)
+CLASSES = 400
+LIMITS = {"hand_placed": 1e-9, "conserved": 1e-3, "cosine": 0.99999}
+
+
+def network(name: str, spec: sr.ClipSpec | None = None) -> Any:
+    """Return the network, its batch norms as after training."""
+    model = sr.load_model(name, weights="random", num_classes=CLASSES, spec=spec)
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            for values, low, high in (
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 1.5),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.2, 0.2),
+            ):
+                values.data.uniform_(low, high, generator=generator)
+    return model
+
+
+def by_hand(name: str, method: str) -> dict[str, float]:
+    """Return the difference to hand-placed rules, and the share of relevance that arrives, in float64."""
+    frames, size = SMALLEST.get(name, (8, 32))
+    full = network(name).spec
+    spec = sr.ClipSpec(frames, short_side=size, crop=size, value_range=full.value_range, mean=full.mean, std=full.std)
+    model = network(name, spec).double()
+    bounds = [torch.from_numpy(bound).double() for bound in spec.bounds()]
+    noise = torch.rand(1, *spec.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    clip = bounds[0] + (bounds[1] - bounds[0]) * noise
+    with torch.no_grad():
+        target = sr.one_hot(model(clip).argmax(1), CLASSES).double()
+    found = {}
+    with sr.build_method(method, model) as attributor:
+        _, relevance = attributor(clip, target)
+    placed, layer = reference(name, model)
+    expected = explain(method, placed.eval(), layer, clip, target, bounds)
+    found["hand_placed"] = float((relevance - expected).norm() / expected.norm())
+    if method in RULES:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                # Merged, a shift is a bias: where all inputs of a unit are zero, what its bias made has nowhere to go.
+                module.running_mean.zero_()
+                module.bias.data.zero_()
+        options = {} if method.startswith("dtd") else {"zero_params": "bias"}
+        with sr.build_method(method, model, **options) as attributor:
+            found["conserved"] = float(attributor(clip, target)[1].sum())
+    return found
+
+
+def compiled(name: str, method: str, threads: int, rounds: int, count: int) -> dict[str, Any]:
+    """Return what the artifact of one method is at full size: parity, build, times."""
+    model = network(name)
+    attributor = sr.build_method(method, model)
+    start = time.perf_counter()
+    graph = compile_explanation(attributor, torch.zeros(1, *model.spec.shape))
+    seconds = {"compile": time.perf_counter() - start}
+    data = os.environ.get("SELREL_DATA")
+    with tempfile.TemporaryDirectory() as folder:
+        low, high = (torch.from_numpy(bound) for bound in model.spec.bounds())
+        golden = low + (high - low) * torch.rand(1, *model.spec.shape, generator=torch.Generator().manual_seed(0))
+        start = time.perf_counter()
+        path = export(graph, Path(folder) / "a.onnx", clips=golden, external_data=True)
+        seconds["export"] = time.perf_counter() - start
+        artifact = read_artifact(path)
+        if data:
+            clips, names = video_clips(artifact, model.spec, [str(Path(data) / clip) for clip in CLIPS])
+        else:
+            clips, names = synthetic_clips(artifact, model.spec)
+        clips = np.asarray(clips)[:count]
+        with open_runner(path, "onnxruntime", threads=threads) as run:
+            with attributor:
+                certificate = certify(run, zennit_reference(attributor, artifact), clips, artifact.selection)
+            forwards = {
+                runner: run_alone(model, clips[:1], runner, threads, Path(folder))
+                for runner in ("eager", "onnxruntime")
+            }
+            with open_runner(graph, "eager") as eager:
+                explained = {"eager": eager, "onnxruntime": run}
+                times = _times(explained, forwards, clips[:1], rounds)
+        lint = engine_lint.build(path) if engine_lint.installed() else None
+    maps = [entry for entry in certificate.comparisons if entry.output == "relevance"]
+    return {
+        "grade": certificate.grade,
+        "reasons": certificate.reasons,
+        "cosine": min(entry.cosine for entry in maps),
+        "norm_error": max(entry.norm_error for entry in maps),
+        "clips": [Path(clip).name for clip in names[:count]],
+        "operations": graph.passes[-1].operations,
+        "tensorrt_rtx": lint.version if lint else None,
+        "refusals": [str(refusal) for refusal in lint.refusals] if lint else None,
+        "plan_bytes": lint.plan_bytes.get("explanation") if lint else None,
+        "seconds": seconds,
+        "over_forward": {
+            runner: statistics.median(times[f"{runner} explanation"]) / statistics.median(times[f"{runner} forward"])
+            for runner in forwards
+        },
+        "samples_s": times,
+    }
+
+
+def _times(explained: dict[str, Any], forwards: dict[str, Any], clip: Any, rounds: int) -> dict[str, list[float]]:
+    """Return seconds of explanations and forward passes, taken in turns after one round that is not kept."""
+    times: dict[str, list[float]] = {}
+    for round_ in range(rounds + 1):
+        for runner, forward in forwards.items():
+            for kind, call in (("forward", forward), ("explanation", explained[runner])):
+                start = time.perf_counter()
+                call(clip) if kind == "forward" else call(clip, None)
+                taken = time.perf_counter() - start
+                if round_:
+                    times.setdefault(f"{runner} {kind}", []).append(taken)
+    return times
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """Return which limits a row breaks."""
+    found = [] if row["hand_placed"] <= LIMITS["hand_placed"] else ["hand_placed"]
+    if "conserved" in row and abs(row["conserved"] - 1) > LIMITS["conserved"]:
+        found.append("conserved")
+    if not row["cosine"] >= LIMITS["cosine"] or row["grade"] == "failed":
+        found.append("cosine")
+    return found + (["tensorrt_rtx"] if row["refusals"] else [])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="all", help="names with commas between, or all")
+    parser.add_argument("--methods", default="all", help="names with commas between, or all")
+    parser.add_argument("--threads", type=int, default=2, help="threads (default 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="calls of each (default 5), after one that is not kept")
+    parser.add_argument("--clips", type=int, default=3, help="clips to certify on, three at most (default 3)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the file to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    networks = NETWORKS if arguments.networks == "all" else arguments.networks.split(",")
+    methods = METHODS if arguments.methods == "all" else arguments.methods.split(",")
+    try:
+        rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
+    except FileNotFoundError:
+        rows = {}
+    failed = []
+    for name in networks:
+        for method in methods:
+            row = by_hand(name, method)
+            row |= compiled(name, method, arguments.threads, arguments.rounds, arguments.clips)
+            row |= {"measured": machine(())["measured"], "load_average": os.getloadavg()[0]}
+            rows.setdefault(name, {})[method] = row
+            result = {
+                "command": "python benchmarks/networks.py",
+                "machine": machine(PACKAGES),
+                "models": f"random weights, {CLASSES} classes",
+                "limits": LIMITS,
+                "rows": rows,
+            }
+            partial = arguments.out.with_suffix(".partial")
+            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, arguments.out)
+            arrives = f"{row['conserved']:.6f}" if "conserved" in row else "-"
+            ratios = "  ".join(f"{runner} {ratio:.2f}" for runner, ratio in row["over_forward"].items())
+            print(
+                f"{name:<13} {method:<22} by hand {row['hand_placed']:.1e}  arrives {arrives:<8}  "
+                f"cosine {row['cosine']:.8f}  {'refused' if row['refusals'] else 'builds'}  ÷ forward: {ratios}",
+                flush=True,
+            )
+            failed += [f"{name} {method} ({fault})" for fault in faults(row)]
+    if failed:
+        raise SystemExit(f"outside the limits: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The convolutional networks of the pack, made small: an eighth of the channels, no block twice, tiny clips.
+
+Every kernel, stride, padding, pool, join and shortcut is the network's own.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+import selrel_zennit as sr
+
+CLASSES = 5
+NETWORKS = (
+    "r3d_18",
+    "mc3_18",
+    "r2plus1d_18",
+    "s3d",
+    "i3d",
+    "resnet3d_18",
+    "resnet3d_18a",
+    "resnet3d_34",
+    "resnet3d_34a",
+    "resnet3d_50",
+)
+# Blocks that do what their predecessor does, at the same channels.
+_REPEATED = {
+    "s3d": r"features\.(9|10|14)",
+    "i3d": "Mixed_(4c|4d|5b)",
+}
+# Sides along which "same" padding is what it is at 193 pixels, the least that I3D is built for.
+_INCEPTION = sr.ClipSpec(9, short_side=33, crop=33, value_range=(-1.0, 1.0), mean=(0.0, 0.0, 0.0))
+_RESIDUAL = sr.ClipSpec(
+    8, short_side=32, crop=32, value_range=(0.0, 1.0), mean=(0.43, 0.4, 0.38), std=(0.23, 0.22, 0.2)
+)
+
+
+def small_network(name: str, seed: int = 0) -> nn.Module:
+    """Return a network of the pack made small, its batch norms as after training, in eval mode."""
+    inception = name in ("s3d", "i3d")
+    built = sr.ClipSpec(9, short_side=193, crop=193) if inception else _RESIDUAL
+    model = sr.load_model(name, weights="random", num_classes=CLASSES, spec=built, seed=seed)
+    model.spec = _INCEPTION if inception else _RESIDUAL
+    for path in [
+        path
+        for path, _ in model.named_modules()
+        if re.fullmatch(_REPEATED.get(name, r"layer1\.[2-9]|layer[234]\.[1-9]"), path)
+    ]:
+        model.set_submodule(path, nn.Identity())
+    for pool in ("avg_pool", "avgpool"):
+        if inception and hasattr(model, pool):
+            # Theirs is 7×7 wide.
+            setattr(model, pool, nn.AdaptiveAvgPool3d(1))
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        _narrow(module, generator)
+    return model.eval().requires_grad_(False)
+
+
+def _narrow(module: nn.Module, generator: torch.Generator) -> None:
+    """Leave an eighth of the channels, but for colours and classes."""
+    if isinstance(module, nn.Conv3d):
+        module.out_channels = _eighth(module.out_channels)
+        module.in_channels = _eighth(module.in_channels)
+        # Of fewer inputs, greater weights.
+        weight = module.weight[: module.out_channels, : module.in_channels] * (3 if module.in_channels > 3 else 1)
+        module.weight = nn.Parameter(weight.clone())
+        if module.bias is not None:
+            module.bias = nn.Parameter(module.bias[: module.out_channels].clone())
+    elif isinstance(module, nn.Linear):
+        module.in_features = _eighth(module.in_features)
+        module.weight = nn.Parameter(module.weight[:, : module.in_features].clone())
+    elif isinstance(module, nn.BatchNorm3d):
+        module.num_features = _eighth(module.num_features)
+        for name, low, high in (("running_mean", -0.2, 0.2), ("running_var", 0.5, 1.5)):
+            setattr(module, name, torch.empty(module.num_features).uniform_(low, high, generator=generator))
+        for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.2, 0.2)):
+            values = torch.empty(module.num_features).uniform_(low, high, generator=generator)
+            setattr(module, name, nn.Parameter(values))
+    elif type(module).__name__ == "ZeroChannels":
+        module.outputs = _eighth(int(module.outputs))  # type: ignore[call-overload]
+
+
+def _eighth(channels: int) -> int:
+    return channels if channels in (3, CLASSES) else -(-channels // 8)

@@ -1,0 +1,110 @@
+"""The convolutional networks of the pack, compiled, exported, run, certified and built: the same explanation."""
+
+import importlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import selrel_zennit as sr
+from repo.tree import ROOT
+from selrel_deploy import compile_explanation, engine_lint, export, open_runner, read_artifact
+from selrel_deploy.certificate_clips import synthetic_clips
+from selrel_deploy.compiler.max_pools import max_pool_backward
+from selrel_deploy.measures import cosine
+from selrel_deploy.parity import certify
+from selrel_deploy.zennit_reference import zennit_reference
+
+from .small_networks import CLASSES, NETWORKS, small_network
+
+# Each network through the compiler alone by one method, and by another the whole way to a device. What a graph costs
+# here is its operations, of which i3d and s3d have a thousand: benchmarks/networks.py has all methods at full size.
+COMPILED = {
+    "r3d_18": "guided_gradcam",
+    "mc3_18": "guided_backprop",
+    "r2plus1d_18": "guided_backprop",
+    "s3d": "guided_backprop",
+    "i3d": "dtd",
+    "resnet3d_18": "dtd_epsilon_head",
+    "resnet3d_18a": "lrp_epsilon_plus",
+    "resnet3d_34": "guided_gradcam",
+    "resnet3d_34a": "guided_backprop",
+    "resnet3d_50": "guided_gradcam",
+}
+EXPORTED = dict.fromkeys(NETWORKS, "gradcam") | {"r3d_18": "dtd", "resnet3d_18a": "guided_gradcam"}
+BUILT = ("r3d_18", "s3d", "i3d", "resnet3d_18a")
+
+
+@pytest.fixture
+def hand_placed(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module("hand_placed")
+    sys.modules.pop("hand_placed", None)
+
+
+# The others are made of the same blocks.
+@pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18", "s3d", "i3d", "resnet3d_18a", "resnet3d_50"])
+def test_equal_to_rules_placed_by_hand(name, hand_placed):
+    """Of networks with merged batch norms and sums as modules, written for it; no canonizer takes part."""
+    model = small_network(name).double()
+    bounds = [torch.from_numpy(bound).double() for bound in model.spec.bounds()]
+    noise = torch.rand(1, *model.spec.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    clip = bounds[0] + (bounds[1] - bounds[0]) * noise
+    placed, layer = hand_placed.reference(name, model)
+    logits = placed.eval()(clip)
+    torch.testing.assert_close(logits, model(clip), rtol=1e-9, atol=1e-9)
+    target = sr.one_hot(logits.argmax(1), CLASSES).double()
+    for method in (*hand_placed.RULES, "guided_backprop", "gradcam", "guided_gradcam"):
+        with sr.build_method(method, model) as attributor:
+            _, relevance = attributor(clip, target)
+        expected = hand_placed.explain(method, placed, layer, clip, target, bounds)
+        assert expected.any(), method
+        assert (relevance - expected).norm() <= 1e-9 * expected.norm(), method
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled(name):
+    model = small_network(name)
+    attributor = sr.build_method(COMPILED[name], model)
+    clip = torch.rand(1, *model.spec.shape, generator=torch.Generator().manual_seed(1)) - 0.5
+    graph = compile_explanation(attributor, clip)
+    _, target, relevance, *_ = graph(clip, torch.tensor([-1]))
+    with attributor:
+        _, expected = attributor(clip, sr.one_hot(target, CLASSES))
+    assert expected.any()
+    assert cosine(relevance.numpy().ravel(), expected.sum(1).numpy().ravel()) >= 0.99999
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_whole_way(name, tmp_path):
+    model = small_network(name)
+    attributor = sr.build_method(EXPORTED[name], model)
+    graph = compile_explanation(attributor, torch.zeros(1, *model.spec.shape))
+    low, high = (torch.from_numpy(bound) for bound in model.spec.bounds())
+    path = export(graph, tmp_path / "a.onnx", clips=low + (high - low) * torch.rand(1, *model.spec.shape))
+    artifact = read_artifact(path)
+    clips, _ = synthetic_clips(artifact, model.spec)
+    with open_runner(path, "onnxruntime", threads=1) as run, attributor:
+        certificate = certify(run, zennit_reference(attributor, artifact), np.asarray(clips), artifact.selection)
+    assert certificate.grade == "exact", certificate.reasons
+    assert min(row.cosine for row in certificate.comparisons if row.output == "relevance") >= 0.99999
+    if name in BUILT and engine_lint.installed():
+        report = engine_lint.build(path)
+        assert report.refusals == []
+        assert report.plan_bytes["explanation"] > 0
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (2, 2, 2)), ((2, 3, 1), (1, 2, 2))])
+def test_pools_axis_by_axis_send_ties_where_torch_sends_them(kernel, stride, dilation):
+    """Values of 0 and 1 alone: nearly every window has several maxima. Relevance is whole numbers, so exact."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 2, (2, 3, 7, 8, 9), generator=generator).double().requires_grad_()
+    padding = [k // 2 for k in kernel]
+    pooled = functional.max_pool3d(values, kernel, stride, padding, dilation)
+    relevance = torch.randint(1, 9, pooled.shape, generator=generator).double()
+    (expected,) = torch.autograd.grad(pooled, values, relevance)
+    found = max_pool_backward(relevance, values.detach(), kernel, stride, padding, [dilation] * 3)
+    assert torch.equal(found, expected)

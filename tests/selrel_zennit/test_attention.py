@@ -1,0 +1,248 @@
+"""AttnLRP on torchvision's video transformers: one attention by hand, what each rule conserves, and no trace left."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.video.mvit import MSBlockConfig, MViT
+from torchvision.models.video.swin_transformer import SwinTransformer3d
+from zennit.attribution import Gradient
+from zennit.core import Composite
+
+import selrel_zennit as sr
+from networks import snapshot
+from selrel_zennit.attention import AttentionCanonizer, AttnLRPEpsilonPlus, Product, Softmax
+from selrel_zennit.linter import lint
+
+SPEC = sr.ClipSpec(frames=4, short_side=16, crop=16)
+EPSILON = 1e-6
+
+
+def swin(window=(2, 2, 2)):
+    """Two stages, with shifted windows and a merge of patches between."""
+    return drawn(SwinTransformer3d([2, 4, 4], 8, [2, 2], [2, 4], list(window), num_classes=5))
+
+
+def mvit(residual_with_cls_embed=False):
+    """Three blocks: pooled keys and values, pooled queries with more channels, and neither."""
+    blocks = [
+        MSBlockConfig(1, 8, 8, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 2, 2]),
+        MSBlockConfig(2, 8, 16, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1]),
+        MSBlockConfig(2, 16, 16, [], [], [], []),
+    ]
+    return drawn(
+        MViT(
+            (16, 16), 4, blocks, True, residual_with_cls_embed, True, True, num_classes=5, patch_embed_stride=(2, 4, 4)
+        )
+    )
+
+
+def drawn(model):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = noise * 0.2 if parameter.ndim > 1 else parameter.data + 0.1 * noise
+    model.spec = SPEC
+    return model.double().eval().requires_grad_(False)
+
+
+def clips(batch=2):
+    return torch.randn(batch, *SPEC.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+NETWORKS = {
+    "swin": swin,
+    "swin, padded windows": lambda: swin((3, 3, 3)),
+    "mvit": mvit,
+    "mvit, class token in shortcuts": lambda: mvit(True),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_taken_apart_it_computes_the_same(name):
+    model = NETWORKS[name]()
+    before, names = snapshot(model, clips()), [key for key, _ in model.named_modules()]
+    canonizer = AttentionCanonizer()
+    expected = model(clips())
+    instances = canonizer.apply(model)
+    assert len(instances) == (3 if name.startswith("mvit") else 4)
+    assert sum(isinstance(module, Product) for module in model.modules()) == 2 * len(instances)
+    assert torch.equal(model(clips()), expected)
+    assert canonizer.apply(model) == []
+    for instance in reversed(instances):
+        instance.remove()
+    assert snapshot(model, clips()) == before
+    assert [key for key, _ in model.named_modules()] == names
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("build", [swin, mvit])
+def test_the_network_is_left_as_it_was(build):
+    model = build()
+    before = snapshot(model, clips())
+    names = [key for key, _ in model.named_modules()]
+    attributor = sr.build_method("lrp_epsilon_plus", model)
+    with attributor:
+        logits, relevance = attributor(clips(), torch.eye(5, dtype=torch.float64)[[1, 3]])
+    torch.testing.assert_close(logits, model(clips()), rtol=1e-12, atol=1e-12)
+    assert relevance.shape == clips().shape
+    assert snapshot(model, clips()) == before
+
+    def fails(logits):
+        raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"), attributor:
+        attributor(clips(), fails)
+    assert snapshot(model, clips()) == before
+    assert [key for key, _ in model.named_modules()] == names
+
+
+def test_what_was_done_before_an_exception_is_undone(monkeypatch):
+    model = swin()
+    before, register, calls = snapshot(model, clips()), AttentionCanonizer.register, []
+
+    def failing(self, *arguments):
+        register(self, *arguments)
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise RuntimeError("planted")
+
+    monkeypatch.setattr(AttentionCanonizer, "register", failing)
+    with pytest.raises(RuntimeError, match="planted"):
+        AttentionCanonizer().apply(model)
+    assert snapshot(model, clips()) == before
+
+
+# --- by hand ---
+
+
+def stable(value, epsilon=EPSILON):
+    return value + torch.where(value < 0, -epsilon, epsilon)
+
+
+def linear_by_hand(layer, values, relevance, with_bias=True):
+    """R_j = x_j Σ_i W_ij R_i ÷ (z_i + ε)."""
+    output = values @ layer.weight.T + (layer.bias if with_bias else 0)
+    return values * ((relevance / stable(output)) @ layer.weight)
+
+
+@pytest.mark.parametrize("zero_params", [None, "bias"])
+def test_an_attention_of_windows_by_hand(zero_params):
+    """All windows of one layer, query by query in plain sums: no hooks, no autograd."""
+    attention = swin().features[0][1].attn
+    assert sum(attention.shift_size) > 0
+    generator = torch.Generator().manual_seed(2)
+    values, arriving = (torch.randn(1, 4, 4, 4, 8, dtype=torch.float64, generator=generator) for _ in range(2))
+    composite = AttnLRPEpsilonPlus(EPSILON, zero_params=zero_params, canonizers=[AttentionCanonizer()])
+    with Gradient(attention, composite) as attributor:
+        output, found = attributor(values, arriving)
+
+    with_bias, scale = zero_params is None, (8 // 2) ** -0.5
+    table = attention.get_relative_position_bias([2, 2, 2])[0]
+    rolled, rolled_arriving = (value.roll((-1, -1, -1), (1, 2, 3))[0] for value in (values, arriving))
+    expected, made = torch.zeros_like(rolled), torch.zeros_like(rolled)
+    for corner in torch.cartesian_prod(*[torch.arange(0, 4, 2)] * 3).tolist():
+        places = tuple(slice(start, start + 2) for start in corner)
+        tokens, into = rolled[places].reshape(8, 8), rolled_arriving[places].reshape(8, 8)
+        # Tokens that were no neighbours before the shift do not see each other: each side of the seam is a region.
+        local = torch.cartesian_prod(*[torch.arange(2)] * 3)
+        region = [
+            tuple(int(offset) if start == 2 else 0 for start, offset in zip(corner, place, strict=True))
+            for place in local
+        ]
+        mask = torch.tensor([[0.0 if a == b else -100.0 for b in region] for a in region], dtype=torch.float64)
+        qkv = (tokens @ attention.qkv.weight.T + attention.qkv.bias).reshape(8, 3, 2, 4)
+        mixed, held = torch.zeros(8, 2, 4, dtype=torch.float64), []
+        for head in range(2):
+            q, k, v = qkv[:, 0, head], qkv[:, 1, head], qkv[:, 2, head]
+            product = scale * q @ k.T
+            scores = product + table[head] + mask
+            weights = scores.exp() / scores.exp().sum(1, keepdim=True)
+            mixed[:, head] = weights @ v
+            held.append((q, k, v, product, scores, weights))
+        made[places] = (mixed.reshape(8, 8) @ attention.proj.weight.T + attention.proj.bias).reshape(2, 2, 2, 8)
+        into = linear_by_hand(attention.proj, mixed.reshape(8, 8), into, with_bias).reshape(8, 2, 4)
+        back = torch.zeros(8, 3, 2, 4, dtype=torch.float64)
+        for head, (q, k, v, product, scores, weights) in enumerate(held):
+            of_weights = torch.zeros(8, 8, dtype=torch.float64)
+            for j in range(8):
+                for i in range(8):
+                    share = weights[j, i] * v[i] * into[j, head] / stable(2 * mixed[j, head])
+                    of_weights[j, i] = share.sum()
+                    back[i, 2, head] += share
+            of_scores = scores * (of_weights - weights * of_weights.sum(1, keepdim=True))
+            whole = scores if with_bias else product
+            for j in range(8):
+                for i in range(8):
+                    share = scale * q[j] * k[i] * of_scores[j, i] / stable(2 * whole[j, i])
+                    back[j, 0, head] += share
+                    back[i, 1, head] += share
+        expected[places] = linear_by_hand(attention.qkv, tokens, back.reshape(8, 24), with_bias).reshape(2, 2, 2, 8)
+    torch.testing.assert_close(output, made.roll((1, 1, 1), (0, 1, 2))[None], rtol=1e-12, atol=1e-12)
+    expected = expected.roll((1, 1, 1), (0, 1, 2))[None]
+    assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+def test_positions_that_the_query_is_multiplied_with_hand_all_to_the_query():
+    """Scores of MViT: q·k + q·p. Half of the first share goes to each factor, the second to q alone."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, positions = (torch.randn(1, 1, n, 3, dtype=torch.float64, generator=generator) for n in (4, 5, 5))
+    relevance = torch.randn(1, 1, 4, 5, dtype=torch.float64, generator=generator)
+
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores = Product(0.5, transposed=True)
+
+        def forward(self, both):
+            self.scores.added = lambda query: query @ positions.transpose(-2, -1)
+            return self.scores(both[..., :4, :], both[..., 4:, :])
+
+    with Gradient(Scores(), AttnLRPEpsilonPlus(EPSILON)) as attributor:
+        _, found = attributor(torch.cat([query, key], 2), relevance)
+    of_query, of_key = torch.zeros(4, 3, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64)
+    q, k, p = query[0, 0], key[0, 0], positions[0, 0]
+    for j in range(4):
+        for i in range(5):
+            share = relevance[0, 0, j, i] / stable(2 * (0.5 * q[j] @ k[i] + q[j] @ p[i]))
+            of_query[j] += q[j] * (0.5 * k[i] + 2 * p[i]) * share
+            of_key[i] += 0.5 * q[j] * k[i] * share
+    torch.testing.assert_close(found[0, 0], torch.cat([of_query, of_key]), rtol=1e-9, atol=1e-9)
+
+
+def test_softmax_is_its_taylor_expansion():
+    """R_i = x_i Σ_j ∂s_j/∂x_i R_j/s_j, the expansion at x with relevance as the output's multiple (Jacobian)."""
+    generator = torch.Generator().manual_seed(0)
+    scores, relevance = (torch.randn(3, 6, dtype=torch.float64, generator=generator) for _ in range(2))
+    composite: Composite = AttnLRPEpsilonPlus()
+    with Gradient(nn.Sequential(Softmax()), composite) as attributor:
+        _, found = attributor(scores, relevance)
+    for row in range(3):
+        jacobian = torch.autograd.functional.jacobian(lambda x: functional.softmax(x, 0), scores[row])
+        expected = scores[row] * (jacobian.T @ (relevance[row] / scores[row].softmax(0)))
+        torch.testing.assert_close(found[row], expected, rtol=1e-9, atol=1e-12)
+
+
+# --- conservation ---
+
+
+@pytest.mark.parametrize("build", [swin, mvit])
+def test_what_each_rule_conserves(build):
+    """Without biases, and with a vanishing ε, every rule but those of softmax and class token hands on all it gets."""
+    report = lint(build(), "lrp_epsilon_plus", epsilon=1e-12, zero_params="bias")
+    assert report.findings == []
+    assert report.passed
+    rules = {flow.rule for flow in report.flows}
+    assert {"BilinearEpsilon", "SoftmaxTaylor", "Pass", "Epsilon", "ZPlus", "Norm"} <= rules
+    largest = max(abs(flow.before) for flow in report.flows)
+    for flow in report.flows:
+        if flow.rule not in ("SoftmaxTaylor", "ClassToken", "ZPlus"):
+            assert abs(flow.before - flow.after) <= 1e-6 * largest, flow
+    # The constant of the expansion takes a share that is no rounding error, and the sum is what is left.
+    assert abs(report.absorbed) > 1e-3
+    assert report.conserved + report.absorbed == pytest.approx(1, abs=1e-3)
+
+
+def test_other_methods_with_rules_say_what_does():
+    with pytest.raises(sr.InputError, match="LayerNorm"):
+        sr.build_method("dtd", swin())
