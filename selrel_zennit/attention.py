@@ -3,10 +3,10 @@
 A canonizer takes each attention apart into modules that hooks can see: the products of queries and keys, the softmax,
 the products of weights and values. The rules are the paper's:
 
-- a product of two matrices, both made of the clip: ε-rule, half of the relevance to each factor (proposition 3.3)
-- softmax: R_i = x_i (R_i − s_i Σ_j R_j), its Taylor expansion (proposition 3.1). The expansion's constant term
+- a product of two matrices, both made of the clip: ε-rule, half of the relevance to each factor
+- softmax: R_i = x_i (R_i − s_i Σ_j R_j), its Taylor expansion. The expansion's constant term
   takes a share: relevance is not conserved here
-- layer norm and element-wise activations: identity (proposition 3.4)
+- layer norm and element-wise activations: identity
 - linear layers, convolutions inside the network, sums and means: ε-rule; the first convolution, which sees the
   clip: z⁺, as EpsilonPlus has it
 """
@@ -70,7 +70,7 @@ class BilinearEpsilon(Hook):
     R(A)_ji = Σ_p A_ji V_ip R_jp ÷ (2 O_jp + ε), and so for V. What is added to the product and linear in A alone hands
     its whole share to A; a constant keeps its share, as a bias does, or with ``zero_params="bias"`` has none.
 
-    Source: Achtibat et al. 2024, proposition 3.3.
+    Source: Achtibat et al. 2024.
     """
 
     def __init__(self, epsilon: Any = 1e-6, zero_params: Any = None) -> None:
@@ -105,7 +105,7 @@ class BilinearEpsilon(Hook):
 class SoftmaxTaylor(Hook):
     """Softmax by its first-order Taylor expansion: R_i = x_i (R_i − s_i Σ_j R_j).
 
-    Source: Achtibat et al. 2024, proposition 3.1.
+    Source: Achtibat et al. 2024.
     """
 
     def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: Tensor) -> None:

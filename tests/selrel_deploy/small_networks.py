@@ -6,6 +6,7 @@ Every kernel, stride, padding, pool, join and shortcut is the network's own.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,36 +14,29 @@ from torch import nn
 import selrel_zennit as sr
 
 CLASSES = 5
-NETWORKS = (
-    "r3d_18",
-    "mc3_18",
-    "r2plus1d_18",
-    "s3d",
-    "i3d",
-    "resnet3d_18",
-    "resnet3d_18a",
-    "resnet3d_34",
-    "resnet3d_34a",
-    "resnet3d_50",
-)
 # Blocks that do what their predecessor does, at the same channels.
 _REPEATED = {
     "s3d": r"features\.(9|10|14)",
     "i3d": "Mixed_(4c|4d|5b)",
+    "x3d_s": r"blocks\.[1-4]\.res_blocks\.[1-9]\d*",
 }
+# Their channels are counted where they are gated, shifted and unrolled: they keep all of them.
+_WHOLE = ("x3d_s", "tsm_resnet50", "resnet50_lstm")
 # Sides along which "same" padding is what it is at 193 pixels, the least that I3D is built for.
 _INCEPTION = sr.ClipSpec(9, short_side=33, crop=33, value_range=(-1.0, 1.0), mean=(0.0, 0.0, 0.0))
 _RESIDUAL = sr.ClipSpec(
     8, short_side=32, crop=32, value_range=(0.0, 1.0), mean=(0.43, 0.4, 0.38), std=(0.23, 0.22, 0.2)
 )
+_FEW_FRAMES = replace(_RESIDUAL, frames=4)
 
 
 def small_network(name: str, seed: int = 0) -> nn.Module:
     """Return a network of the pack made small, its batch norms as after training, in eval mode."""
     inception = name in ("s3d", "i3d")
-    built = sr.ClipSpec(9, short_side=193, crop=193) if inception else _RESIDUAL
+    spec = _INCEPTION if inception else _FEW_FRAMES if name in _WHOLE else _RESIDUAL
+    built = sr.ClipSpec(9, short_side=193, crop=193) if inception else spec
     model = sr.load_model(name, weights="random", num_classes=CLASSES, spec=built, seed=seed)
-    model.spec = _INCEPTION if inception else _RESIDUAL
+    model.spec = spec
     for path in [
         path
         for path, _ in model.named_modules()
@@ -54,7 +48,7 @@ def small_network(name: str, seed: int = 0) -> nn.Module:
             # Theirs is 7×7 wide.
             setattr(model, pool, nn.AdaptiveAvgPool3d(1))
     generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
+    for module in model.modules() if name not in _WHOLE else ():
         _narrow(module, generator)
     return model.eval().requires_grad_(False)
 
