@@ -151,6 +151,7 @@ def networks() -> str:
     for name, by_method in found.items():
         entries = list(by_method.values())
         off = max((abs(row["conserved"] - 1) for row in entries if "conserved" in row), default=None)
+        by_hand = max((row["hand_placed"] for row in entries if "hand_placed" in row), default=None)
         built = sum(row["refusals"] == [] for row in entries)
         times = [
             " / ".join(f"{ratio:.1f}" for ratio in by_method[method]["over_forward"].values())
@@ -161,7 +162,7 @@ def networks() -> str:
         lines.append(
             [
                 f"`{name}`",
-                f"{max(row['hand_placed'] for row in entries):.0e}",
+                "–" if by_hand is None else f"{by_hand:.0e}",
                 "–" if off is None else f"{100 * off:.2g} %",
                 f"{max(1 - row['cosine'] for row in entries):.0e}",
                 f"{built} of {len(entries)}",

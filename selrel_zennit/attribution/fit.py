@@ -57,10 +57,12 @@ def check_mode(model: nn.Module) -> None:
 def check_rules(method: str, model: nn.Module) -> None:
     """Raise InputError for a network with modules that the rules of ``method`` do not cover."""
     refuse_other_recurrence(model)
-    without = nn.MultiheadAttention if method == "lrp_epsilon_plus" and has_attention(model) else _WITHOUT_RULE
+    attention = has_attention(model)
+    without = nn.MultiheadAttention if method == "lrp_epsilon_plus" and attention else _WITHOUT_RULE
+    others = f"lrp_epsilon_plus, {OTHERS}" if attention and method != "lrp_epsilon_plus" else OTHERS
     for name, module in model.named_modules():
         if isinstance(module, without):
-            raise InputError(f"{method} has no rule for {type(module).__name__} ({name or 'the network'}): {OTHERS}")
+            raise InputError(f"{method} has no rule for {type(module).__name__} ({name or 'the network'}): {others}")
 
 
 def check_devices(model: nn.Module, input: torch.Tensor) -> None:
