@@ -106,6 +106,10 @@ def selection() -> str:
     return markdown(head, lines)
 
 
+# What the system calls a processor, and what it is.
+PROCESSORS = {"AMD EPYC": "EPYC", "Intel(R) Xeon(R) Processor": "Xeon with AMX"}
+
+
 def deploy_latency() -> str:
     """Return what DTD of C3D costs in every runner and precision: medians, ratios, memory, parity, end to end."""
     found = read("deploy_latency")["precisions"]
@@ -128,6 +132,7 @@ def deploy_latency() -> str:
                     f"{row['memory']['peak'] / 1e6:.0f}" if row["memory"]["peak"] is not None else "–",
                     f"{stages['end_to_end']['p99'] / result['budget']:.2f}",
                     parity["grade"] if error is None else f"{parity['grade']}, {100 * error:.2g} %",
+                    PROCESSORS[result["machine"]["processor"]],
                 ]
             )
     head = [
@@ -139,6 +144,7 @@ def deploy_latency() -> str:
         "peak MB",
         "end to end, p99 ÷ 0.5 s",
         "parity, error",
+        "processor",
     ]
     return markdown(head, lines)
 
