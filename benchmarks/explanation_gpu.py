@@ -37,7 +37,7 @@ from torch import nn
 import selrel_zennit as sr
 from selrel_deploy import compile_explanation, open_runner
 from selrel_deploy.runners.inductor import compile_frozen
-from selrel_deploy.runners.torch_cuda import float32_products, on_device
+from selrel_deploy.runners.torch_cuda import float32_products, on_device, record
 from selrel_zennit.synthetic import SyntheticSpec, make_clip
 
 RESULTS = Path(__file__).parent / "results" / "explanation_gpu.json"
@@ -59,22 +59,12 @@ class OnDevice:
         if compiled:
             with float32_products(tf32):
                 self.module = compile_frozen(self.module, *inputs)
-        self.call: Call = self._once
-        if cuda_graph:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    self._once()
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self.outputs = self._once()
-            self.call = graph.replay
+        self.call: Call = record(self._once) if cuda_graph else self._once
 
     def _once(self) -> Any:
         with torch.no_grad(), float32_products(self.tf32):
-            return self.module(*self.inputs)
+            self.outputs = self.module(*self.inputs)
+        return self.outputs
 
 
 def samples(call: Call, device: torch.device, least: float, on_host: bool = False) -> list[float]:

@@ -39,7 +39,16 @@ METHODS = (*RULES, "guided_backprop", "gradcam", "guided_gradcam")
 # The least frames and pixels that their last pools leave something of; 8 frames of 32×32 for the others.
 SMALLEST = {"i3d": (9, 193), "s3d": (13, 209)}
 NETWORKS = (
-    "r3d_18 mc3_18 r2plus1d_18 s3d i3d resnet3d_18 resnet3d_18a resnet3d_34 resnet3d_34a resnet3d_50".split()  # noqa: SIM905
+    "r3d_18",
+    "mc3_18",
+    "r2plus1d_18",
+    "s3d",
+    "i3d",
+    "resnet3d_18",
+    "resnet3d_18a",
+    "resnet3d_34",
+    "resnet3d_34a",
+    "resnet3d_50",
 )
 # Gates, shifts and steps of an LSTM are written for their rules already: nothing else there could be placed by hand.
 COMPILED_ALONE = ("x3d_s", "tsm_resnet50", "resnet50_lstm")

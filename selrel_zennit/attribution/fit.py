@@ -29,7 +29,7 @@ _WITHOUT_RULE = (
     nn.Bilinear,
 )
 _DROPOUTS = frozenset(
-    getattr(functional, f"{name}") for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
+    getattr(functional, name) for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
 ) | {torch.dropout, functional.feature_alpha_dropout, torch.alpha_dropout, torch.feature_dropout}
 
 

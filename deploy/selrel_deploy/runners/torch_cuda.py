@@ -121,7 +121,7 @@ class TorchCudaRunner(Runner):
                 first = str(error.__cause__ or error).strip().splitlines()[0]
                 raise InputError(f"inductor cannot compile this graph ({first}): use the eager runner") from None
             if cuda_graph:
-                self._record()
+                self._replay = record(self.compute)
         relevance = self.run(clip, target)[2]
         expected = graph(torch.from_numpy(clip), torch.from_numpy(target))[2].numpy()
         distance = np.linalg.norm(relevance - expected) / np.linalg.norm(expected)
@@ -132,21 +132,22 @@ class TorchCudaRunner(Runner):
                 "use the eager runner"
             )
 
-    def _record(self) -> None:
-        """Capture one call, from the inputs' memory to the outputs'."""
-        import torch
 
-        # Libraries set themselves up, and choose among their kernels, in the first calls; that cannot be captured.
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self.compute()
-        torch.cuda.current_stream().wait_stream(side)
-        recorded = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recorded):
-            self.compute()
-        self._replay = recorded.replay
+def record(call: Callable[[], Any]) -> Callable[[], None]:
+    """Capture a call that reads and writes the same memory each time; return what replays it."""
+    import torch
+
+    # Libraries set themselves up, and choose among their kernels, in the first calls; that cannot be captured.
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        call()
+    return recorded.replay
 
 
 def cuda_device(device: str | int) -> torch.device:
