@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # What only a GPU can show, in one run of less than ten minutes and without a network: the kernel is built, the GPU tests
-# run and none may be skipped, the kernel runs under compute-sanitizer, and the benchmark writes its JSON.
+# run and none may be skipped, the kernel runs under compute-sanitizer, and the benchmarks write their JSON.
 #
 #   benchmarks/gpu_check.sh [--wheels DIR] [--out DIR]
 #
 #   --wheels DIR   wheels of what this Python lacks (Zennit, say); they are unpacked into a temporary folder
-#   --out DIR      where kernel_gpu.json, junit.xml and the sanitizers' logs go (default: out/gpu_check)
+#   --out DIR      where kernel_gpu.json, explanation_gpu.json, junit.xml and the sanitizers' logs go
+#                  (default: out/gpu_check)
 #
 # PYTHON names the interpreter (default: python3). It needs torch, NumPy, pytest and cuda-core; nothing is installed.
 # Exit code: 0 where all is well, 1 where a step failed, 2 where there is no GPU, or the options are wrong.
@@ -84,8 +85,19 @@ else
   step "left out: compute-sanitizer, which is not there"
 fi
 
-step "the benchmark"
-timeout 180 "$python" benchmarks/kernel_gpu.py --out "$out/kernel_gpu.json" || failed+=("benchmark")
+step "the benchmark of the kernel"
+timeout 120 "$python" benchmarks/kernel_gpu.py --out "$out/kernel_gpu.json" || failed+=("benchmark of the kernel")
+
+if has zennit av cv2 click tqdm onnx_ir; then
+  # What time there is left: each precision compiles forward pass and explanation. All batches and precisions:
+  # selrel bench --model c3d --weights random --device cuda --precisions all
+  step "the benchmark of selective DTD of C3D"
+  timeout $((SECONDS < 420 ? 570 - SECONDS : 150)) "$python" -m selrel_zennit bench --model c3d --weights random \
+    --device cuda --precisions bf16,tf32,fp32 --batches 1 --rounds 100 --json "$out/explanation_gpu.json" \
+    || failed+=("benchmark of the explanation")
+else
+  step "left out: the benchmark of the explanation, which needs Zennit, PyAV, OpenCV, click, tqdm and onnx-ir (--wheels)"
+fi
 
 step "done: ${#failed[@]} steps failed${failed:+: $(IFS=,; echo "${failed[*]}")}"
 [ ${#failed[@]} -eq 0 ]

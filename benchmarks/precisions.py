@@ -25,11 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from machine import machine
-from torch import fx
 
 import selrel_zennit as sr
 from selrel_deploy import compile_explanation
-from selrel_deploy.compiler import ExplanationGraph
+from selrel_deploy.bench.plain import outputs_alone
 from selrel_deploy.memory import keep_freed_memory
 from selrel_deploy.precisions import PRECISIONS
 from selrel_deploy.runners.inductor import compile_frozen
@@ -50,15 +49,6 @@ def clip_of(model: Any, name: str) -> torch.Tensor:
         raise SystemExit("set SELREL_DATA to the folder of the real clips")
     clip: torch.Tensor = model.spec.clip(sr.read_frames(Path(folder) / name, count=16))
     return clip
-
-
-def outputs_alone(graph: ExplanationGraph, *names: str) -> fx.GraphModule:
-    """Return the graph with some of its outputs, and what only the others need left out."""
-    copy = fx.Graph()
-    values: Any = copy.graph_copy(graph.runnable.graph, {})
-    copy.output(tuple(values[graph.outputs.index(name)] for name in names))
-    copy.eliminate_dead_code()
-    return fx.GraphModule(graph.runnable, copy)
 
 
 def distance(value: torch.Tensor, reference: torch.Tensor) -> float:
@@ -140,7 +130,7 @@ def main() -> None:
                 timed[f"eager {precision}"] = lambda eager=eager: eager(clips[0], TOP)
             if precision in TIMED:
                 runs["inductor"] = compile_frozen(eager, clips[0], TOP)
-                forward = compile_frozen(outputs_alone(graph, "logits"), clips[0], TOP)
+                forward = compile_frozen(outputs_alone(graph.runnable, "logits"), clips[0], TOP)
                 timed[f"inductor forward {precision}"] = lambda forward=forward: forward(clips[0], TOP)
                 timed[f"inductor {precision}"] = lambda run=runs["inductor"]: run(clips[0], TOP)
             if not references:
@@ -149,7 +139,7 @@ def main() -> None:
                 frozen = [
                     distance(eager(clip, right[1])[2], right[2]) for clip, right in zip(still, references, strict=True)
                 ]
-                alone = outputs_alone(graph, "logits", "explained_target", "relevance")
+                alone = outputs_alone(graph.runnable, "logits", "explained_target", "relevance")
                 relevance_alone = compile_frozen(alone, clips[0], TOP)
                 timed["inductor fp32 without selection"] = lambda run=relevance_alone: run(clips[0], TOP)
             accurate[precision] = {

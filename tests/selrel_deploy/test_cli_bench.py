@@ -114,7 +114,7 @@ def test_a_device_without_torch_benchmarks_an_artifact(artifact, tmp_path):
         (["--methods", "dtx"], "no method named 'dtx'"),
         (["--runners", "tensorflow"], "no runner named 'tensorflow'"),
         (["--runners", "openvino", "--precisions", "bf16"], "openvino runner does not run bf16"),
-        (["--runners", "tensorrt"], "a model is timed on the processor: export it, and time the file in tensorrt"),
+        (["--runners", "tensorrt"], "tensorrt times no model here: export it, and time the file"),
         (["--precisions", ","], "--precisions is empty"),
         (["--runners", "all,eager"], "--runners: all stands alone"),
         (["--budget", "0"], "--budget must be a positive number of seconds, got 0"),
@@ -127,7 +127,13 @@ def test_a_device_without_torch_benchmarks_an_artifact(artifact, tmp_path):
         (["--artifact", "nothing.onnx", "--model", "c3d"], "--model does not go with --artifact"),
         (["--artifact", "nothing.onnx", "--methods", "dtd"], "--methods does not go with --artifact"),
         (["--json", "."], ". is a folder"),
-        (["--device", "cuda"], "a model is timed on the processor"),
+        (["--batches", "1,2"], "--batches goes with --device cuda"),
+        (["--device", "cuda", "--batches", "1,0"], "--batches must be whole numbers above 0 with commas between"),
+        (["--device", "cuda", "--paced"], "--paced is for the processor"),
+        (["--device", "cuda", "--methods", "occlusion"], "occlusion is no fixed computation"),
+        (["--device", "cuda", "--runners", "openvino"], "no runner of a model on a GPU named 'openvino'"),
+        (["--device", "cuda", "--runners", "inductor", "--precisions", "bf16+int8"], "no runner of inductor runs"),
+        (["--device", "cuda:99"], "or leave out the device" if not torch.cuda.is_available() else "cuda:99"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):

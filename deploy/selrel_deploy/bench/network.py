@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from .conditions import memory_of
 from .device import file_options
 from .peers import SCALED, Relevance, peers_of
 from .plain import Call, forward_module, run_alone, selection_module
+from .reference import Remembered, ZennitExplains
 from .report import Pacing, Say, Table, measure, parity_figures, silent
 from .rows import Bare, Explain, Row, logits_parity
 from .timing import Stopwatch
@@ -59,19 +60,19 @@ class Choice:
         """Return the methods, of "all" those that compile. Raises InputError for an unknown one."""
         if self.methods == (ALL,):
             return [entry.name for entry in METHODS.values() if entry.compilable]
-        return [_known("method", name, METHODS) for name in self.methods]
+        return [known("method", name, METHODS) for name in self.methods]
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return (runner, precision) of what is to run. Raises InputError for names and pairs that do not exist."""
         runners = (
             [name for name in RUNNERS if name != "tensorrt"]
             if self.runners == (ALL,)
-            else [_known("runner", name, RUNNERS) for name in self.runners]
+            else [known("runner", name, RUNNERS) for name in self.runners]
         )
         if "tensorrt" in runners:
-            raise InputError("a model is timed on the processor: export it, and time the file in tensorrt (--artifact)")
+            raise InputError("tensorrt times no model here: export it, and time the file (--artifact)")
         every = self.precisions == (ALL,)
-        precisions = PRECISIONS if every else [_known("precision", name, PRECISIONS) for name in self.precisions]
+        precisions = PRECISIONS if every else [known("precision", name, PRECISIONS) for name in self.precisions]
         if not every and self.runners != (ALL,):
             for runner in runners:
                 for precision in precisions:
@@ -143,7 +144,7 @@ class _Maker:
         self.say(f"preparing {name}")
         attributor = build_method(name, self.model)
         zennit = _zennit_row(name, attributor, self.selection)
-        reference = _Remembered(zennit.explain)
+        reference = Remembered(zennit.explain)
         zennit.memory = memory_of(lambda: None, lambda: zennit.explain(self.clips[0], None), shared=self.weights)
         zennit.parity = {"grade": "reference"}
         self.table.rows.append(zennit)
@@ -161,7 +162,7 @@ class _Maker:
                 self._compiled(name, attributor, precision, runners, reference)
 
     def _compiled(
-        self, name: str, attributor: VideoAttributor, precision: str, runners: list[str], reference: _Remembered
+        self, name: str, attributor: VideoAttributor, precision: str, runners: list[str], reference: Remembered
     ) -> None:
         example = torch.from_numpy(self.clips[0])
         try:
@@ -220,7 +221,7 @@ class _Maker:
         self.table.skip(method, runner, precision, "not installed")
         return False
 
-    def _add(self, row: Row, reference: _Remembered, shared: int) -> None:
+    def _add(self, row: Row, reference: Remembered, shared: int) -> None:
         """Add a peer's row, or say why the peer cannot explain this network."""
         try:
             row.memory = memory_of(lambda: None, lambda: row.explain(self.clips[0], None), shared=shared)
@@ -231,7 +232,7 @@ class _Maker:
         else:
             self.table.rows.append(row)
 
-    def _certify(self, row: Row, reference: _Remembered, scaled: bool = False) -> None:
+    def _certify(self, row: Row, reference: Remembered, scaled: bool = False) -> None:
         explain = _rescaled(row.explain, reference) if scaled else row.explain
         certificate = certify(explain, reference, np.concatenate(self.clips), self.selection.settings)
         row.parity = {**parity_figures(certificate), "up_to_a_factor": scaled}
@@ -266,21 +267,6 @@ class _Maker:
         return run_alone(module, example, runner, self.threads, Path(tempfile.mkdtemp(dir=self.folder)))
 
 
-class _Remembered:
-    """Zennit's explanations, each computed once: every row is compared with the same ones."""
-
-    def __init__(self, explain: Callable[..., Explanation]) -> None:
-        self._explain = explain
-        self._known: dict[tuple[bytes, int], Explanation] = {}
-
-    def __call__(self, clip: Array, target: Any = None) -> Explanation:
-        wanted = -1 if target is None else int(np.asarray(target).reshape(-1)[0])
-        key = (clip.tobytes(), wanted)
-        if key not in self._known:
-            self._known[key] = self._explain(clip, wanted)
-        return self._known[key]
-
-
 def _rescaled(explain: Explain, reference: Explain) -> Explain:
     """Return a function that gives each map the factor that brings it nearest to the reference's."""
 
@@ -294,12 +280,7 @@ def _rescaled(explain: Explain, reference: Explain) -> Explain:
 
 
 def _zennit_row(method: str, attributor: VideoAttributor, selection: MotionSelection) -> Row:
-    model = attributor.model
-
-    def run(clip: Array, target: Any = None, seconds: dict[str, float] | None = None) -> Explanation:
-        wanted = "top1" if target is None or int(target) == -1 else int(target)
-        tensor = torch.from_numpy(np.ascontiguousarray(clip))
-        return explain(model, tensor, attributor, wanted, selection=selection, seconds=seconds)
+    run = ZennitExplains(attributor, selection)
 
     def step(clip: Array, watch: Stopwatch) -> None:
         seconds: dict[str, float] = {}
@@ -349,7 +330,8 @@ def _runner_row(method: str, runner: Runner, precision: str, options: dict[str, 
     return Row(method, runner.name, precision, runner, step, forward, f"selection {runner.name}", ran)
 
 
-def _known(kind: str, name: str, names: Iterable[str]) -> str:
+def known(kind: str, name: str, names: Iterable[str]) -> str:
+    """Return the name if it is one of ``names``. Raises InputError, with those that are near."""
     names = list(names)
     if name not in names:
         raise InputError(f"no {kind} named {name!r}{close_names(name, names)}; there are {', '.join(names)}")

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from selrel_kernels.reference import select_motion
 from selrel_zennit.selection import Selection
 
+from ..artifact import OUTPUTS
 from ..onnx_file import OPSET
 
 Array = npt.NDArray[Any]
@@ -46,6 +47,15 @@ def forward_module(model: nn.Module, precision: str) -> nn.Module:
 def selection_module(selection: Selection, relevance: torch.Tensor) -> nn.Module:
     """Return the selection as a graph, as it stands in an explanation: relevance [B,T,H,W] → motion relevance."""
     return make_fx(lambda relevance: select_motion(relevance, **selection.settings)[0])(relevance)
+
+
+def outputs_alone(graph: fx.GraphModule, *names: str) -> fx.GraphModule:
+    """Return the graph of an explanation with some of its outputs, and what only the others need left out."""
+    copy = fx.Graph()
+    values: Any = copy.graph_copy(graph.graph, {})
+    copy.output(tuple(values[OUTPUTS.index(name)] for name in names))
+    copy.eliminate_dead_code()
+    return fx.GraphModule(graph, copy)
 
 
 def run_alone(module: nn.Module, example: Array, runner: str, threads: int, folder: Path) -> Call:

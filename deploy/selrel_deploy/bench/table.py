@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_SPREAD = ("p50", "p90", "p95", "p99", "min", "max")
-_NOTHING = "–"
+SPREAD = ("p50", "p90", "p95", "p99", "min", "max")
+NOTHING = "–"
 # finding of a certificate → mark beside the grade, what it means
 _MARKS = {
     "class_blind": ("*", "class-blind: maps of different classes hardly differ; graded on the frozen clip alone"),
@@ -56,7 +56,7 @@ def _forwards(bare: Sequence[dict[str, Any]]) -> str:
         logits = f"{parity['norm_error']:.0e}" if parity else "reference"
         logits += "" if parity is None or parity["same_top1"] else ", another class"
         lines.append([one["runner"], one["precision"], *_spread(one["stages"]["call"]), _mb(one["memory"]), logits])
-    return _grid("Forward pass alone", ["runner", "precision", *_SPREAD, "peak MB", "logits' error"], lines, 2)
+    return grid("Forward pass alone", ["runner", "precision", *SPREAD, "peak MB", "logits' error"], lines, 2)
 
 
 def _explanations(rows: Sequence[dict[str, Any]]) -> str:
@@ -67,12 +67,12 @@ def _explanations(rows: Sequence[dict[str, Any]]) -> str:
             _times(row["ratios"]["over_forward"]),
             _times(row["ratios"]["over_zennit"]),
             _mb(row["memory"]),
-            _parity(row),
+            parity_of(row),
         ]
         for row in rows
     ]
-    head = ["method", "runner", "precision", *_SPREAD, "÷ forward", "÷ Zennit", "peak MB", "parity, error"]
-    return _grid("Explanation, with its selection", head, lines, 3)
+    head = ["method", "runner", "precision", *SPREAD, "÷ forward", "÷ Zennit", "peak MB", "parity, error"]
+    return grid("Explanation, with its selection", head, lines, 3)
 
 
 def _selections(rows: Sequence[dict[str, Any]]) -> str:
@@ -87,11 +87,11 @@ def _selections(rows: Sequence[dict[str, Any]]) -> str:
                     _ms(row["stages"]["explanation"]["p50"]),
                     f"{1e3 * selection:.2f}",
                     f"{row['ratios']['selection_over_original']:.2%}",
-                    _parity(row),
+                    parity_of(row),
                 ]
             )
     head = ["method", "runner", "precision", "original", "selective", "selection", "adds", "parity, error"]
-    return _grid("Original and selective (table 4 of Hiley et al. 2020), medians", head, lines, 3)
+    return grid("Original and selective (table 4 of Hiley et al. 2020), medians", head, lines, 3)
 
 
 def _end_to_end(rows: Sequence[dict[str, Any]], budget: float) -> str:
@@ -108,10 +108,10 @@ def _end_to_end(rows: Sequence[dict[str, Any]], budget: float) -> str:
         ]
         if paced:
             line += [f"{row['paced']['miss_rate']:.0%}"]
-        lines.append([*line, _parity(row)])
-    head = ["method", "runner", "precision", "read+resize", "explanation", *_SPREAD]
+        lines.append([*line, parity_of(row)])
+    head = ["method", "runner", "precision", "read+resize", "explanation", *SPREAD]
     head += [f"p99 of {budget:g} s", "verdict", *(["late, paced"] if paced else []), "parity, error"]
-    return _grid("End to end: one clip after the other, from the file to motion relevance", head, lines, 3)
+    return grid("End to end: one clip after the other, from the file to motion relevance", head, lines, 3)
 
 
 def _notes(result: dict[str, Any]) -> str:
@@ -121,12 +121,12 @@ def _notes(result: dict[str, Any]) -> str:
         more = f" (and {len(reasons) - 1} more; see --json)" if len(reasons) > 1 else ""
         lines += [f"{row['method']} {row['runner']} {row['precision']}: {text}{more}" for text in reasons[:1]]
     for mark, text in _MARKS.values():
-        if any(mark in _parity(row) for row in result["rows"]):
+        if any(mark in parity_of(row) for row in result["rows"]):
             lines.append(f"{mark} {text}")
     return "\n".join(lines)
 
 
-def _grid(title: str, head: Sequence[str], lines: Iterable[Sequence[str]], names: int) -> str:
+def grid(title: str, head: Sequence[str], lines: Iterable[Sequence[str]], names: int) -> str:
     """Return a title and aligned columns: the first ``names`` and the last to the left, the others to the right."""
     cells = [list(head), *map(list, lines)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
@@ -145,7 +145,7 @@ def _names(row: dict[str, Any]) -> list[str]:
 
 
 def _spread(stage: dict[str, Any]) -> list[str]:
-    return [_ms(stage[name]) for name in _SPREAD]
+    return [_ms(stage[name]) for name in SPREAD]
 
 
 def _ms(seconds: float) -> str:
@@ -153,14 +153,15 @@ def _ms(seconds: float) -> str:
 
 
 def _times(ratio: float | None) -> str:
-    return _NOTHING if ratio is None else f"{ratio:.2f}"
+    return NOTHING if ratio is None else f"{ratio:.2f}"
 
 
 def _mb(memory: dict[str, Any]) -> str:
-    return _NOTHING if memory.get("peak") is None else f"{memory['peak'] / 1e6:.0f}"
+    return NOTHING if memory.get("peak") is None else f"{memory['peak'] / 1e6:.0f}"
 
 
-def _parity(row: dict[str, Any]) -> str:
+def parity_of(row: dict[str, Any]) -> str:
+    """Return grade, marks and error of a row."""
     parity = row["parity"]
     marks = "".join(mark for finding, (mark, _) in _MARKS.items() if parity.get(finding))
     error = "" if parity.get("norm_error") is None else f" {parity['norm_error']:.0e}"

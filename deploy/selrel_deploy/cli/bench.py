@@ -15,6 +15,7 @@ from selrel_zennit.errors import InputError
 from selrel_zennit.files import check_writable
 
 from ..bench.conditions import cores
+from ..bench.gpu_table import gpu_table
 from ..bench.report import Pacing
 from ..bench.table import table
 
@@ -45,7 +46,8 @@ _LIST = "names with commas between, or all"
     show_default=True,
     help="Seconds for one clip, end to end at the 99th percentile.",
 )
-@click.option("--rounds", type=click.IntRange(2), help="Calls of every row  [default: 32]")
+@click.option("--batches", default="1,8,32", show_default=True, help="On a GPU: clips per call, with commas between.")
+@click.option("--rounds", type=click.IntRange(2), help="Calls of every row  [default: 32; on a GPU 200]")
 @click.option("--seconds", type=float, help="Measure for so long instead of a number of rounds.")
 @click.option(
     "--paced", is_flag=True, help="Also hand over a clip per 16 frames at 30 per second, and count the late ones."
@@ -59,6 +61,7 @@ def bench(
     provider: str | None,
     paths: tuple[str, ...],
     budget: float,
+    batches: str,
     rounds: int | None,
     seconds: float | None,
     paced: bool,
@@ -70,6 +73,9 @@ def bench(
     At least 16 clips are rotated. Rows for Zennit, Captum and pytorch-grad-cam stand beside those of the runners, the
     verdict holds the 99th percentile end to end against the budget. With --artifact a device times one file, without
     torch: --methods and --precisions are those of the file.
+
+    With --device cuda the network is timed on a GPU (built, not run: no GPU has run it yet): eager and inductor, with
+    and without a CUDA graph, by CUDA events, --batches one after the other, copies apart; --precisions also has tf32.
     """
     for option, value in (("--budget", budget), ("--seconds", seconds)):
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -78,21 +84,27 @@ def bench(
         raise InputError("give --rounds or --seconds, not both")
     if json_path is not None and json_path != "-":
         check_writable(json_path)
-    pacing = Pacing(budget, None if seconds is not None else rounds or 32, seconds, paced)
+    gpu = artifact is None and model_settings["device"] != "cpu"
+    if gpu and paced:
+        raise InputError("--paced is for the processor: on a GPU the table says how many streams it sustains")
+    if not gpu and click.get_current_context().get_parameter_source("batches") is ParameterSource.COMMANDLINE:
+        raise InputError("--batches goes with --device cuda; an artifact's batch is its own (selrel export --batch)")
+    pacing = Pacing(budget, None if seconds is not None else rounds or (200 if gpu else 32), seconds, paced)
     if artifact is not None:
         _check_artifact_options()
         result = _artifact(artifact, _names("--runners", runners), paths, pacing, model_settings, provider)
     else:
         if provider is not None:
-            raise InputError("--provider goes with --artifact: a model is timed on the processor")
-        chosen = (_names(option, text) for option, text in _lists(methods, runners, precisions))
-        result = _network(tuple(chosen), paths, pacing, model_settings)
+            raise InputError("--provider goes with --artifact; a model on a GPU is timed with --device cuda")
+        lists = {"methods": methods, "runners": runners, "precisions": precisions}
+        chosen = {name: _names(f"--{name}", text) for name, text in lists.items()}
+        result = _network(chosen, paths, pacing, model_settings, _numbers(batches) if gpu else None)
     _say("")
     write_json(json_path, result)
     if json_path != "-":
-        click.echo(table(result))
+        click.echo(gpu_table(result) if gpu else table(result))
     else:
-        for text in result["warnings"]:
+        for text in result.get("warnings", []):
             print(f"warning: {text}", file=sys.stderr)
 
 
@@ -119,9 +131,15 @@ def _artifact(
 
 
 def _network(
-    chosen: tuple[tuple[str, ...], ...], paths: tuple[str, ...], pacing: Pacing, model_settings: dict[str, Any]
+    chosen: dict[str, tuple[str, ...]],
+    paths: tuple[str, ...],
+    pacing: Pacing,
+    model_settings: dict[str, Any],
+    batches: tuple[int, ...] | None,
 ) -> dict[str, Any]:
+    """Time a model: on the processor, or (with ``batches``) on the CUDA device that --device names."""
     try:
+        from ..bench.gpu import GpuChoice, bench_gpu
         from ..bench.network import Choice, bench_network
         from ..bench.windows import synthetic_windows, video_windows
     except ModuleNotFoundError as error:
@@ -130,16 +148,20 @@ def _network(
             "or give --artifact"
         ) from None
 
-    choice = Choice(*chosen)
+    choice: Choice | GpuChoice = Choice(**chosen)
+    if batches is not None:
+        choice = GpuChoice(**chosen, device=model_settings["device"], batches=batches)
     choice.method_names()  # wrong names fail here, not after the model is loaded
     choice.pairs()
-    if model_settings["device"] != "cpu":
-        raise InputError("--device: a model is timed on the processor; for a GPU give --artifact and --provider")
-    model = open_model(**model_settings)
+    if isinstance(choice, GpuChoice):
+        choice.where()
+    model = open_model(**(model_settings | {"device": "cpu"}))
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ClipSpec):
         raise InputError(f"{model_settings['model_name']} has no ClipSpec: give --clip-spec")
     windows = video_windows(paths, spec) if paths else synthetic_windows(spec)
+    if isinstance(choice, GpuChoice):
+        return bench_gpu(model, windows, choice, pacing, say=_say)
     return bench_network(model, windows, choice, pacing, say=_say)
 
 
@@ -149,10 +171,6 @@ def _say(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _lists(*texts: str) -> list[tuple[str, str]]:
-    return list(zip(("--methods", "--runners", "--precisions"), texts, strict=True))
-
-
 def _names(option: str, text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
@@ -160,3 +178,13 @@ def _names(option: str, text: str) -> tuple[str, ...]:
     if "all" in names and len(names) > 1:
         raise InputError(f"{option}: all stands alone, got {text}")
     return names
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(number) for number in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise InputError(f"--batches must be whole numbers above 0 with commas between, got {text!r}")
+    return numbers

@@ -58,6 +58,8 @@ class TorchCudaRunner(Runner):
         self._tf32, self._where = tf32, where
         self._outputs_on_device: Any = None
         self._replay: Callable[[], None] | None = None
+        # Where a replay puts what it computes.
+        self._recorded: Any = None
         try:
             self._inputs = (
                 torch.zeros(self.clip_shape, device=where),
@@ -79,28 +81,39 @@ class TorchCudaRunner(Runner):
 
     def run(self, clip: Clip, target: npt.NDArray[np.int64]) -> Sequence[npt.NDArray[Any]]:
         """Return the graph's outputs."""
+        self.load(clip, target)
+        self.compute()
+        return self.fetch()
+
+    def load(self, clip: Clip, target: npt.NDArray[np.int64]) -> None:
+        """Copy a clip and its targets to the device."""
         import torch
 
-        with torch.cuda.device(self._where):
-            for tensor, value in zip(self._inputs, (clip, target), strict=True):
-                tensor.copy_(torch.tensor(value))
-            self.compute()
-            return [value.cpu().numpy() for value in self._outputs_on_device]
+        for tensor, value in zip(self._inputs, (clip, target), strict=True):
+            tensor.copy_(torch.tensor(value))
 
     def compute(self) -> None:
-        """Put the explanation of what was copied last on the current stream."""
+        """Put the explanation of what was loaded last on the device's current stream: a replay, or ``launch``."""
+        if self._replay is None:
+            self.launch()
+        else:
+            self._replay()
+
+    def launch(self) -> None:
+        """Put that explanation on the stream kernel by kernel, as it is without a CUDA graph."""
         import torch
 
-        if self._replay is not None:
-            self._replay()
-            return
-        with torch.no_grad(), float32_products(self._tf32):
+        with torch.cuda.device(self._where), torch.no_grad(), float32_products(self._tf32):
             self._outputs_on_device = self._module(*self._inputs)
+
+    def fetch(self) -> Sequence[npt.NDArray[Any]]:
+        """Return what was computed last."""
+        return [value.cpu().numpy() for value in self._outputs_on_device]
 
     def close(self) -> None:
         """Drop the graph, and what lies on the device."""
         super().close()
-        self._replay = self._outputs_on_device = None
+        self._replay = self._recorded = self._outputs_on_device = None
         self._module, self._inputs = (lambda *_: None), ()  # type: ignore[assignment]
 
     def _compile(self, graph: ExplanationGraph, cuda_graph: bool) -> None:
@@ -121,7 +134,8 @@ class TorchCudaRunner(Runner):
                 first = str(error.__cause__ or error).strip().splitlines()[0]
                 raise InputError(f"inductor cannot compile this graph ({first}): use the eager runner") from None
             if cuda_graph:
-                self._replay = record(self.compute)
+                self._replay = record(self.launch)
+                self._recorded = self._outputs_on_device
         relevance = self.run(clip, target)[2]
         expected = graph(torch.from_numpy(clip), torch.from_numpy(target))[2].numpy()
         distance = np.linalg.norm(relevance - expected) / np.linalg.norm(expected)
