@@ -14,8 +14,6 @@ import argparse
 import itertools
 import json
 import math
-import os
-import platform
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from machine import machine
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -101,7 +100,7 @@ def loader(data: Dataset[Any], batch: int, workers: int) -> DataLoader[Any]:
 def to_input(frames: torch.Tensor) -> torch.Tensor:
     """Turn frames uint8 [B,T,H,W,3] into the network's input in training, [B,3,T,H,W] with channels last in memory."""
     spec = ClipSpec()
-    return ((frames.float() - torch.tensor(spec.mean)) / SCALE).permute(0, 4, 1, 2, 3)
+    return ((frames.float() - torch.tensor(spec.mean, device=frames.device)) / SCALE).permute(0, 4, 1, 2, 3)
 
 
 class Learner(nn.Module):
@@ -112,9 +111,10 @@ class Learner(nn.Module):
     size, and does not ship.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, hidden: int = HIDDEN) -> None:
         super().__init__()
-        network = C3D(len(CLASSES), width=WIDTH, hidden=HIDDEN, batch_norm=True, dropout=0.0)
+        self.width, self.hidden = width, hidden
+        network = C3D(len(CLASSES), width=width, hidden=hidden, batch_norm=True, dropout=0.0)
         network.reset_parameters(seed=0)
         names = list(network._modules)
         for first, second in itertools.pairwise(names):
@@ -122,14 +122,14 @@ class Learner(nn.Module):
                 at = names.index(first)
                 names[at], names[at + 1] = second, first
         self.network = nn.Sequential(OrderedDict((name, network.get_submodule(name)) for name in names))
-        self.side_head = nn.Linear(8 * WIDTH * 2, len(CLASSES))
+        self.side_head = nn.Linear(8 * width * 2, len(CLASSES))
         # Half precision for the first four blocks alone: for the fifth's few voxels the bfloat16 gradient of the
         # weights came out infinite in one step of ten (torch 2.15, CPU).
         self.fifth, self.top = names.index("conv5a"), names.index("pool5")
 
     def forward(self, clips: torch.Tensor, whole: bool) -> list[torch.Tensor]:
         """[B,3,T,H,W] → the side head's logits, and with ``whole`` the network's before them."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.training):
+        with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.training):
             features = self.network[: self.fifth](clips)
         features = self.network[self.fifth : self.top](features.float())
         logits = [self.side_head(features.relu().amax(dim=(3, 4)).flatten(1))]
@@ -140,26 +140,28 @@ class Learner(nn.Module):
 def folded(learner: Learner) -> C3D:
     """Return the network that ships: no batch norms, input in units of ClipSpec()."""
     model = learner.network
-    plain = C3D(len(CLASSES), width=WIDTH, hidden=HIDDEN, class_names=CLASSES)
-    state = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("bn")}
+    plain = C3D(len(CLASSES), width=learner.width, hidden=learner.hidden, class_names=CLASSES)
+    state = {key: value.cpu() for key, value in model.state_dict().items() if not key.startswith("bn")}
     for name, norm in model.named_children():
         if isinstance(norm, nn.BatchNorm3d):
             conv = name.replace("bn", "conv")
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            state[f"{conv}.bias"] = (state[f"{conv}.bias"] - norm.running_mean) * factor + norm.bias
-            state[f"{conv}.weight"] *= factor[:, None, None, None, None]
-    state["conv1.weight"] /= SCALE
+            factor = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).cpu()
+            state[f"{conv}.bias"] = (state[f"{conv}.bias"] - norm.running_mean.cpu()) * factor + norm.bias.cpu()
+            state[f"{conv}.weight"] = state[f"{conv}.weight"] * factor[:, None, None, None, None]
+    state["conv1.weight"] = state["conv1.weight"] / SCALE
     plain.load_state_dict(state)
     return plain.eval()
 
 
-def train(stages: tuple[Stage, ...], workers: int, weights: Path) -> tuple[C3D, list[dict[str, float]], float]:
+def train(
+    stages: tuple[Stage, ...], workers: int, weights: Path, learner: Learner | None = None, device: str = "cpu"
+) -> tuple[C3D, list[dict[str, float]], float]:
     """Run the stages, saving the weights at each entry of the log; return network, log and minutes."""
     began = time.perf_counter()
     history: list[dict[str, float]] = []
-    learner = Learner().to(memory_format=torch.channels_last_3d)
+    learner = (learner or Learner()).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     for stage in stages:
         clips = SyntheticSpec(height=stage.side, width=stage.side, distractor=stage.distractor)
         batches = loader(Clips(clips, SEEDS["train"], stage.first_clip, stage.clips, vary=True), stage.batch, workers)
@@ -170,8 +172,9 @@ def train(stages: tuple[Stage, ...], workers: int, weights: Path) -> tuple[C3D, 
         hits: list[float] = []
         for step, (frames, labels) in enumerate(batches, start=1):
             learner.train()
-            outputs = learner(to_input(frames), stage.whole)
-            loss = sum((functional.cross_entropy(logits, labels) for logits in outputs), torch.zeros(()))
+            labels = labels.to(device)
+            outputs = learner(to_input(frames.to(device)), stage.whole)
+            loss = torch.stack([functional.cross_entropy(logits, labels) for logits in outputs]).sum()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
             optimizer.step()
@@ -203,7 +206,8 @@ def validate(learner: Learner, stage: Stage, spec: SyntheticSpec, workers: int, 
     learner.eval()
     correct = 0
     for frames, labels in loader(Clips(spec, SEEDS["validation"], 0, count, vary=True), 16, workers):
-        correct += int((learner(to_input(frames), stage.whole)[0].argmax(1) == labels).sum())
+        device = next(learner.parameters()).device
+        correct += int((learner(to_input(frames.to(device)), stage.whole)[0].argmax(1).cpu() == labels).sum())
     return correct / count
 
 
@@ -227,7 +231,8 @@ def rate(hits: Sequence[bool]) -> dict[str, float]:
 @torch.no_grad()
 def predict(model: C3D, frames: np.ndarray) -> list[int]:
     """Classes that the network gives to clips uint8 [B,T,H,W,3]."""
-    return [int(label) for label in model(torch.from_numpy(model.spec.from_pixels(frames))).argmax(1)]
+    clips = torch.from_numpy(model.spec.from_pixels(frames)).to(next(model.parameters()).device)
+    return [int(label) for label in model(clips).argmax(1)]
 
 
 def score(model: C3D, spec: SyntheticSpec, seed: int, count: int, counterfactuals: int) -> dict[str, Any]:
@@ -329,11 +334,8 @@ def single_frame(train_clips: int, test_clips: int, workers: int) -> dict[str, A
     }
 
 
-def settings(stages: tuple[Stage, ...], threads: int) -> dict[str, Any]:
+def settings(stages: tuple[Stage, ...]) -> dict[str, Any]:
     """What the record says of the run before its outcome."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "what": "training of the embedded demo model (selrel_zennit/models/demo.safetensors)",
         "generator_version": GENERATOR_VERSION,
@@ -347,15 +349,7 @@ def settings(stages: tuple[Stage, ...], threads: int) -> dict[str, Any]:
             "test clips": "fresh seeds, camera shake 1, with distractor",
             "seeds": SEEDS,
         },
-        "machine": {
-            "processor": models[0] if models else platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": threads,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "opencv": cv2.__version__,
-        },
+        "machine": machine(),
     }
 
 
@@ -378,7 +372,7 @@ def main() -> None:
     tests, some, frame_clips, frame_tests = (int(count * arguments.share) for count in (1000, 400, 8000, 4000))
     shaken = SyntheticSpec(shake=1)
     result = {
-        **settings(stages, arguments.threads),
+        **settings(stages),
         "weights_sha256": sha256_file(arguments.weights),
         "minutes": round(minutes, 1),
         "log": history,

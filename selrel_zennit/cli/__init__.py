@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
@@ -76,9 +80,13 @@ def root() -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 for a check that failed, 2 for bad input."""
+    """Run the command line and return its exit code: 0, 1 for a check that failed, 2 for bad input.
+
+    Ended by SIGTERM it raises SystemExit(143), so that nothing half written stays behind.
+    """
     try:
-        code = root.main(args, prog_name="selrel", standalone_mode=False)
+        with _terminable():
+            code = root.main(args, prog_name="selrel", standalone_mode=False)
     except InputError as error:
         return _fail(str(error))
     except click.ClickException as error:
@@ -88,6 +96,23 @@ def main(args: list[str] | None = None) -> int:
     except click.Abort:
         return _fail("interrupted", 130)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM (of systemd, of docker stop) end the block as an exception, not the process where it stands."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int = 2) -> int:

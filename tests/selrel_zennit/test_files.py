@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,3 +162,36 @@ def test_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     # The example of FIPS 180-2, appendix B.1.
     assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+TERMINATED = """
+import sys, time, types
+import click
+from selrel_zennit import cli
+from selrel_zennit.files import atomic_path, staged_folder
+
+@click.command()
+def work():
+    with staged_folder("out") as folder, atomic_path("summary.json"):
+        (folder / "half.txt").write_text("half")
+        print("ready", flush=True)
+        time.sleep(60)
+
+sys.modules["work"] = types.SimpleNamespace(work=work)
+cli.COMMANDS["work"] = cli._Entry("work:work", "Work.")
+sys.exit(cli.main(["work"]))
+"""
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path):
+    """What systemd and docker stop send; the command ends as it does at Ctrl-C, with the exit code of the signal."""
+    for sent, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with subprocess.Popen(
+            [sys.executable, "-c", TERMINATED], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "ready\n"
+            assert any(tmp_path.iterdir())
+            process.send_signal(sent)
+            assert process.wait(20) == code
+            assert "Traceback" not in process.stderr.read()
+        assert not any(tmp_path.iterdir())
