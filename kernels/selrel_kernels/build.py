@@ -2,6 +2,8 @@
 
 The cubins lie beside the package (or in ``--out``) and are then used in place of NVRTC: on a device without it, say. A
 cubin runs on its own architecture, under drivers of its CUDA's major version; so none are part of the project.
+
+With ``--plugin`` it compiles the TensorRT plugin instead, where TensorRT's headers are found.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import cubins
+from . import cubins, plugin
 from .plan import KernelUnavailable
 
 ARCHITECTURES = (80, 87, 90, 110, 120)
@@ -66,22 +68,33 @@ def nvcc_version(nvcc: str = "nvcc") -> tuple[int, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile, write the cubins, print one line for each kernel. Return 1 where one spills or none can be compiled."""
+    """Compile, write the cubins, print one line for each kernel. Return 1 where one spills or none can be compiled.
+
+    With ``--plugin``: write the library and print its path; return 2 where TensorRT's headers are not found, 1 where
+    nvcc fails.
+    """
     parser = argparse.ArgumentParser(prog="python -m selrel_kernels.build", description=__doc__)
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="90 for sm_90 (default: all listed)")
-    parser.add_argument("--out", type=Path, default=cubins.SHIPPED, help="folder of the cubins (default: the package)")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the cubins (default: the package) or plugin (default: here)"
+    )
     parser.add_argument("--nvcc", default="nvcc")
     parser.add_argument("--record", type=Path, metavar="JSON", help="write registers, stack and spills to this file")
+    parser.add_argument("--plugin", action="store_true", help="compile the TensorRT plugin, and no cubins")
+    parser.add_argument("--tensorrt", type=Path, metavar="DIR", help="where TensorRT is (DIR/include), for --plugin")
     options = parser.parse_args(arguments)
+    if options.plugin:
+        return _build_plugin(options)
+    out: Path = options.out or cubins.SHIPPED
     report: dict[str, Any] = {}
     try:
         version = nvcc_version(options.nvcc)
-        options.out.mkdir(parents=True, exist_ok=True)
-        source = options.out / "select_motion.cu"
+        out.mkdir(parents=True, exist_ok=True)
+        source = out / "select_motion.cu"
         source.write_text(cubins.source(), encoding="utf-8")
         for arch in options.arch:
             code, report[f"sm_{arch}"] = compile_with_nvcc(source, arch, options.nvcc)
-            (options.out / cubins.file_name(arch, version)).write_bytes(code)
+            (out / cubins.file_name(arch, version)).write_bytes(code)
             for name, used in sorted(report[f"sm_{arch}"].items()):
                 print(f"sm_{arch} {name}: " + ", ".join(f"{value} {field}" for field, value in used.items()))
         source.unlink()
@@ -95,6 +108,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         used["stack"] + used["stores"] + used["loads"] for kernels in report.values() for used in kernels.values()
     ]
     return int(any(spills))
+
+
+def _build_plugin(options: argparse.Namespace) -> int:
+    try:
+        headers = plugin.find_headers(options.tensorrt)
+    except KernelUnavailable as error:
+        print(f"the TensorRT plugin is left out: {error}")
+        return 2
+    out: Path = options.out or Path()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        print(plugin.compile_plugin(headers, out, options.arch, options.nvcc))
+    except KernelUnavailable as error:
+        print(f"error: {error}")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
