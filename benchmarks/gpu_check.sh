@@ -50,6 +50,10 @@ if command -v nvcc > /dev/null; then
   step "nvcc builds the kernel, and it does not spill"
   built=${arch/none/90}
   "$python" -m selrel_kernels.build --arch "$built" --out "$scratch/cubins" | tee "$out/build.txt" || failed+=("build")
+  step "the TensorRT plugin, where TensorRT's headers are"
+  "$python" -m selrel_kernels.build --plugin --arch "$built" --out "$scratch"
+  # 2: it is left out, and it was said why.
+  case $? in 0 | 2) ;; *) failed+=("build of the plugin") ;; esac
 else
   step "no nvcc: NVRTC alone builds the kernel"
 fi
