@@ -8,17 +8,16 @@ DTD of a C3D with random weights on the first 16 frames of every real clip; writ
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from machine import machine
+from real_clips import CLIPS, clip_of
 
 import selrel_zennit as sr
 from selrel_kernels.reference import motion_gradient
 
 RESULTS = Path(__file__).parent / "results" / "borders.json"
-CLIPS = ("v_CricketShot_g04_c01_rgb.gif", "arm_wrestling.mp4", "pool_cleaning.mp4")
 
 
 def shares(mask: Any) -> dict[str, float]:
@@ -32,12 +31,11 @@ def shares(mask: Any) -> dict[str, float]:
 
 
 def main() -> None:
-    folder = Path(os.environ["SELREL_DATA"])
     model = sr.load_model("c3d", weights="random", num_classes=101)
     rows = {}
     with sr.build_method("dtd", model) as attributor:
         for name in CLIPS:
-            clip = model.spec.clip(sr.read_frames(folder / name, count=16))  # type: ignore[operator,union-attr]
+            clip = clip_of(model, name)
             relevance = attributor(clip, sr.one_hot(0, 101))[1]
             rows[name] = {
                 border: {

@@ -18,19 +18,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from machine import PACKAGES, machine
+from real_clips import certificate_clips, golden_clip
 
 import selrel_zennit as sr
 from selrel_deploy import compile_explanation, engine_lint, export, open_runner, read_artifact
-from selrel_deploy.certificate_clips import synthetic_clips, video_clips
 from selrel_deploy.parity import certify
 from selrel_deploy.zennit_reference import zennit_reference
 from selrel_zennit.attribution import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "compiled_methods.json"
-CLIPS = ("arm_wrestling.mp4", "pool_cleaning.mp4", "v_CricketShot_g04_c01_rgb.gif")
 MODELS = {"demo": {}, "c3d": {"weights": "random", "num_classes": 101}}
 # Forward, z⁺ and flipped z⁺ weights of the convolutions, two copies of the linear layers: 2.35 in C3D.
 MOST_PLAN = {"dtd": 2.4}
@@ -43,23 +41,15 @@ def row(model: Any, method: str, threads: int) -> dict[str, Any]:
     graph = compile_explanation(attributor, torch.zeros(1, *model.spec.shape))
     compiled = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        data = os.environ.get("SELREL_DATA")
-        # One golden case will do: the certificate is against Zennit.
-        low, high = (torch.from_numpy(bound) for bound in model.spec.bounds())
-        clip = low + (high - low) * torch.rand(1, *model.spec.shape, generator=torch.Generator().manual_seed(0))
-        path = export(graph, Path(folder) / f"{method}.onnx", clips=clip, external_data=True)
+        path = export(graph, Path(folder) / f"{method}.onnx", clips=golden_clip(model.spec), external_data=True)
         exported = time.perf_counter()
         artifact = read_artifact(path)
         passes = [report._asdict() for report in graph.passes]
         del graph
-        clips, names = (
-            video_clips(artifact, model.spec, [str(Path(data) / name) for name in CLIPS])
-            if data
-            else synthetic_clips(artifact, model.spec)
-        )
+        clips, names = certificate_clips(artifact, model.spec)
         with open_runner(path, "onnxruntime", threads=threads) as run, attributor:
             reference = zennit_reference(attributor, artifact)
-            certificate = certify(run, reference, np.asarray(clips), artifact.selection)
+            certificate = certify(run, reference, clips, artifact.selection)
         lint = engine_lint.build(path) if engine_lint.installed() else None
     weights = sum(value.numel() * value.element_size() for value in model.parameters())
     maps = [entry for entry in certificate.comparisons if entry.output == "relevance"]
@@ -69,7 +59,7 @@ def row(model: Any, method: str, threads: int) -> dict[str, Any]:
         "norm_error": max(entry.norm_error for entry in maps),
         "cosine": min(entry.cosine for entry in maps),
         "mask_iou": min(case.mask_iou for case in certificate.cases),
-        "clips": [Path(name).name for name in names],
+        "clips": names,
         "convolutions": passes[-1]["convolutions"],
         "operations": passes[-1]["operations"],
         "constant_bytes": passes[-1]["constant_bytes"],

@@ -20,21 +20,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hand_placed import RULES, explain, reference
 from machine import PACKAGES, machine
+from real_clips import certificate_clips, golden_clip
 from torch import nn
 
 import selrel_zennit as sr
 from selrel_deploy import compile_explanation, engine_lint, export, open_runner, read_artifact
 from selrel_deploy.bench.plain import run_alone
-from selrel_deploy.certificate_clips import synthetic_clips, video_clips
 from selrel_deploy.parity import certify
 from selrel_deploy.zennit_reference import zennit_reference
 
 RESULTS = Path(__file__).parent / "results" / "networks.json"
-CLIPS = ("arm_wrestling.mp4", "pool_cleaning.mp4", "v_CricketShot_g04_c01_rgb.gif")
 METHODS = (*RULES, "guided_backprop", "gradcam", "guided_gradcam")
 # The least frames and pixels that their last pools leave something of; 8 frames of 32×32 for the others.
 SMALLEST = {"i3d": (9, 193), "s3d": (13, 209)}
@@ -108,19 +106,12 @@ def compiled(name: str, method: str, threads: int, rounds: int, count: int) -> d
     start = time.perf_counter()
     graph = compile_explanation(attributor, torch.zeros(1, *model.spec.shape))
     seconds = {"compile": time.perf_counter() - start}
-    data = os.environ.get("SELREL_DATA")
     with tempfile.TemporaryDirectory() as folder:
-        low, high = (torch.from_numpy(bound) for bound in model.spec.bounds())
-        golden = low + (high - low) * torch.rand(1, *model.spec.shape, generator=torch.Generator().manual_seed(0))
         start = time.perf_counter()
-        path = export(graph, Path(folder) / "a.onnx", clips=golden, external_data=True)
+        path = export(graph, Path(folder) / "a.onnx", clips=golden_clip(model.spec), external_data=True)
         seconds["export"] = time.perf_counter() - start
         artifact = read_artifact(path)
-        if data:
-            clips, names = video_clips(artifact, model.spec, [str(Path(data) / clip) for clip in CLIPS])
-        else:
-            clips, names = synthetic_clips(artifact, model.spec)
-        clips = np.asarray(clips)[:count]
+        clips, names = certificate_clips(artifact, model.spec, count)
         with open_runner(path, "onnxruntime", threads=threads) as run:
             with attributor:
                 certificate = certify(run, zennit_reference(attributor, artifact), clips, artifact.selection)
@@ -138,7 +129,7 @@ def compiled(name: str, method: str, threads: int, rounds: int, count: int) -> d
         "reasons": certificate.reasons,
         "cosine": min(entry.cosine for entry in maps),
         "norm_error": max(entry.norm_error for entry in maps),
-        "clips": [Path(clip).name for clip in names[:count]],
+        "clips": names,
         "operations": graph.passes[-1].operations,
         "tensorrt_rtx": lint.version if lint else None,
         "refusals": [str(refusal) for refusal in lint.refusals] if lint else None,

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import machine
+from real_clips import CLIPS, clip_of
 
 import selrel_zennit as sr
 from selrel_deploy import compile_explanation
@@ -34,21 +35,11 @@ from selrel_deploy.precisions import PRECISIONS
 from selrel_deploy.runners.inductor import compile_frozen
 
 RESULTS = Path(__file__).parent / "results" / "precisions.json"
-CLIPS = ("arm_wrestling.mp4", "pool_cleaning.mp4", "v_CricketShot_g04_c01_rgb.gif")
 # Processors without fp16 arithmetic compute it in float32: its accuracy counts, and its time says nothing.
 TIMED = ("fp32", "fp32+bf16", "fp32+int8", "bf16", "bf16+int8")
 EAGER = ("fp32", "bf16+int8")
 SIGMAS = (1.0, 2.0, 4.0)
 TOP = torch.tensor([-1])
-
-
-def clip_of(model: Any, name: str) -> torch.Tensor:
-    """Return a clip [1,3,16,112,112] in model units."""
-    folder = os.environ.get("SELREL_DATA")
-    if not folder:
-        raise SystemExit("set SELREL_DATA to the folder of the real clips")
-    clip: torch.Tensor = model.spec.clip(sr.read_frames(Path(folder) / name, count=16))
-    return clip
 
 
 def distance(value: torch.Tensor, reference: torch.Tensor) -> float:

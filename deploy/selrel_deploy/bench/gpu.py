@@ -28,7 +28,7 @@ from ..runners.torch_cuda import cuda_device
 from .conditions import machine
 from .gpu_variants import Variant, seconds_of, variants_of
 from .gpu_watch import GpuWatch
-from .network import ALL, CERTIFIED, known
+from .network import ALL, CERTIFIED, about_network, known
 from .reference import Remembered, ZennitExplains
 from .report import FPS, Pacing, Say, parity_figures, silent
 from .timing import Laps, interleave, rounds_for, statistics, warm_up
@@ -132,19 +132,11 @@ def bench_gpu(
                     skipped.append({"method": method, "batch": batch, "precision": precision, "why": why})
     if not rows:
         raise InputError(skipped[0]["why"])
-    provenance = getattr(model, "provenance", {})
-    spec = getattr(model, "spec", None)
     return {
         "schema": f"selrel-bench-gpu {SCHEMA}",
         "machine": machine(),
         "gpu": _about(where),
-        "model": {
-            "model": provenance.get("model", type(model).__name__),
-            "weights": provenance.get("weights"),
-            "weights_sha256": provenance.get("sha256"),
-            "clip_spec": spec.to_dict() if spec is not None else None,
-        },
-        "selection": {key: list(v) if isinstance(v, tuple) else v for key, v in selection.settings.items()},
+        **about_network(model, selection),
         "clips": {
             "source": windows.source,
             "real": windows.real,

@@ -103,20 +103,26 @@ def bench_network(
         made.forward("eager", "fp32")
         for method in methods:
             made.method(method, pairs)
-        provenance = getattr(model, "provenance", {})
-        spec = getattr(model, "spec", None)
         about = {
-            "model": {
-                "model": provenance.get("model", type(model).__name__),
-                "weights": provenance.get("weights"),
-                "weights_sha256": provenance.get("sha256"),
-                "clip_spec": spec.to_dict() if spec is not None else None,
-            },
-            "selection": {key: list(v) if isinstance(v, tuple) else v for key, v in made.selection.settings.items()},
+            **about_network(model, made.selection),
             "threads": made.threads,
             "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if torch.cuda.is_available() else None,
         }
         return measure(made.table, windows, pacing, about, say)
+
+
+def about_network(model: nn.Module, selection: MotionSelection) -> dict[str, Any]:
+    """Return what network is explained, and how its motion is selected, as JSON takes it."""
+    provenance, spec = getattr(model, "provenance", {}), getattr(model, "spec", None)
+    return {
+        "model": {
+            "model": provenance.get("model", type(model).__name__),
+            "weights": provenance.get("weights"),
+            "weights_sha256": provenance.get("sha256"),
+            "clip_spec": spec.to_dict() if spec is not None else None,
+        },
+        "selection": {key: list(v) if isinstance(v, tuple) else v for key, v in selection.settings.items()},
+    }
 
 
 class _Maker:
