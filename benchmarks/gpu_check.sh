@@ -5,7 +5,7 @@
 #   benchmarks/gpu_check.sh [--wheels DIR] [--out DIR]
 #
 #   --wheels DIR   wheels of what this Python lacks (Zennit, say); they are unpacked into a temporary folder
-#   --out DIR      where kernel_gpu.json, explanation_gpu.json, junit.xml and the sanitizers' logs go
+#   --out DIR      where kernel_gpu.json, explanation_gpu_*.json, junit.xml and the sanitizers' logs go
 #                  (default: out/gpu_check)
 #
 # PYTHON names the interpreter (default: python3). It needs torch, NumPy, pytest and cuda-core; nothing is installed.
@@ -33,6 +33,8 @@ scratch=$(mktemp -d)
 trap 'rm -rf -- "$scratch"' EXIT
 failed=()
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
+# Seconds for a step: what it may take, and never more than is left of the ten minutes.
+limit() { local left=$((585 - SECONDS)); [ "$left" -gt 5 ] || left=5; echo $(($1 < left ? $1 : left)); }
 has() { "$python" -c "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))" "$@" 2> /dev/null; }
 
 for wheel in ${wheels:+"$wheels"/*.whl}; do
@@ -66,12 +68,15 @@ print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.ve
 has cuda.core || { echo "error: $python lacks cuda-core, which launches the kernel: pass its wheel with --wheels" >&2; exit 2; }
 
 step "the kernel's tests; none may be skipped for want of a GPU"
-timeout 240 "$python" -m pytest -q -p no:cacheprovider -m cuda tests/selrel_kernels --junitxml "$out/junit.xml" \
+timeout "$(limit 180)" "$python" -m pytest -q -p no:cacheprovider -m cuda tests/selrel_kernels --junitxml "$out/junit.xml" \
   || failed+=("tests of the kernel")
 
 if has zennit av cv2 click; then
   step "the GPU tests of the other packages"
-  timeout 120 "$python" -m pytest -q -p no:cacheprovider -m cuda tests/selrel_zennit tests/selrel_deploy
+  has tensorrt || has tensorrt_rtx || echo "left out: TensorRT, which is not installed"
+  "$python" -c 'import onnxruntime as o, sys; sys.exit("CUDAExecutionProvider" not in o.get_available_providers())' \
+    2> /dev/null || echo "left out: ONNX Runtime's CUDA provider, which is not installed"
+  timeout "$(limit 200)" "$python" -m pytest -q -rs -p no:cacheprovider -m cuda tests/selrel_zennit tests/selrel_deploy
   # 5: there are none.
   case $? in 0 | 5) ;; *) failed+=("tests of the other packages") ;; esac
 else
@@ -81,7 +86,9 @@ fi
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
     step "compute-sanitizer, $tool"
-    timeout 90 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name kns=select_motion \
+    # Without torch's pools a tensor is an allocation of its own, and the sanitizer sees where it ends.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(limit 90)" \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name kns=select_motion \
       "$python" benchmarks/kernel_gpu.py --small 2>&1 | tee "$out/$tool.txt" | tail -5
     [ "${PIPESTATUS[0]}" = 0 ] || failed+=("$tool")
   done
@@ -90,15 +97,16 @@ else
 fi
 
 step "the benchmark of the kernel"
-timeout 120 "$python" benchmarks/kernel_gpu.py --out "$out/kernel_gpu.json" || failed+=("benchmark of the kernel")
+timeout "$(limit 120)" "$python" benchmarks/kernel_gpu.py --out "$out/kernel_gpu.json" || failed+=("benchmark of the kernel")
 
 if has zennit av cv2 click tqdm onnx_ir; then
-  # What time there is left: each precision compiles forward pass and explanation. All batches and precisions:
-  # selrel bench --model c3d --weights random --device cuda --precisions all
-  step "the benchmark of selective DTD of C3D"
-  timeout $((SECONDS < 420 ? 570 - SECONDS : 150)) "$python" -m selrel_zennit bench --model c3d --weights random \
-    --device cuda --precisions bf16,tf32,fp32 --batches 1 --rounds 100 --json "$out/explanation_gpu.json" \
-    || failed+=("benchmark of the explanation")
+  # All batches and precisions take longer: selrel bench --model c3d --weights random --device cuda --precisions all
+  for precision in bf16 tf32 fp32; do
+    step "the benchmark of selective DTD of C3D, $precision"
+    timeout "$(limit 150)" "$python" -m selrel_zennit bench --model c3d --weights random --device cuda \
+      --precisions "$precision" --batches 1 --rounds 100 --json "$out/explanation_gpu_$precision.json" \
+      || failed+=("benchmark of the explanation, $precision")
+  done
 else
   step "left out: the benchmark of the explanation, which needs Zennit, PyAV, OpenCV, click, tqdm and onnx-ir (--wheels)"
 fi

@@ -164,6 +164,8 @@ def rules(method: str, network: nn.Module, low: torch.Tensor, high: torch.Tensor
         for kind, types in kinds:
             if isinstance(module, types):
                 names[kind].append(name)
+    if not names["linear"]:  # S3D and I3D: the class layer is the convolution written down last
+        names["linear"] = [names["conv"].pop()]
     first, others = names["conv"][:1], names["conv"][1:]
     if method in ("guided_backprop", "guided_gradcam"):
         return [(names["relu"], ReLUGuidedBackprop())]

@@ -1,4 +1,4 @@
-"""Write the tables of the README from the results: what stands between ``<!-- table NAME -->`` and ``<!-- end -->``.
+"""Write the tables of the READMEs from the results: what stands between ``<!-- table NAME -->`` and ``<!-- end -->``.
 
 python benchmarks/readme_tables.py [--check]      exit 1 where --check finds a table that is not what the results say
 """
@@ -15,7 +15,8 @@ from typing import Any
 
 from tables import RESULTS, difference, markdown, number, outcome, percent, rows
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "deploy" / "README.md")
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -179,6 +180,33 @@ def networks() -> str:
     return markdown([*head, *(f"`{method}`" for method in methods)], lines)
 
 
+def compiled_methods() -> str:
+    """Return, for every method that compiles, how true and how large its graph of full-size C3D is."""
+    lines = []
+    for method, row in read("compiled_methods")["rows"]["c3d"].items():
+        lines.append(
+            [
+                f"`{method}`",
+                f"{row['grade']}, {100 * row['norm_error']:.2g} %",
+                f"{row['mask_iou']:.4f}",
+                str(row["convolutions"]),
+                f"{row['plan_over_weights']:.2f}",
+                "yes" if row["refusals"] == [] else "no",
+            ]
+        )
+    head = ["method", "certificate, error", "mask IoU", "convolutions", "plan ÷ weights", "TensorRT-RTX builds"]
+    return markdown(head, lines)
+
+
+def split_cost() -> str:
+    """Return what the two parts of a split artifact cost."""
+    lines = [
+        [name, f"{ratio['median']:.2f}", f"{ratio['limit']:.2f}"]
+        for name, ratio in read("split_cost")["ratios"].items()
+    ]
+    return markdown(["ONNX Runtime, medians", "ratio", "limit"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "planted": planted,
     "calibration": calibration,
@@ -186,6 +214,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "selection": selection,
     "deploy_latency": deploy_latency,
     "networks": networks,
+    "compiled_methods": compiled_methods,
+    "split_cost": split_cost,
 }
 
 
@@ -196,19 +226,21 @@ def read(name: str) -> dict[str, Any]:
 
 
 def filled(text: str) -> str:
-    """Return the README's text with every table made anew. Raises KeyError for a table that does not exist."""
+    """Return a page's text with every table made anew. Raises KeyError for a table that does not exist."""
     return BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README is out of date")
-    text = README.read_text(encoding="utf-8")
-    wanted = filled(text)
-    if parser.parse_args().check:
-        return int(text != wanted)
-    README.write_text(wanted, encoding="utf-8")
-    return 0
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is out of date")
+    check, stale = parser.parse_args().check, False
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        wanted = filled(text)
+        stale |= text != wanted
+        if not check:
+            page.write_text(wanted, encoding="utf-8")
+    return int(check and stale)
 
 
 if __name__ == "__main__":

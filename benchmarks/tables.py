@@ -49,8 +49,8 @@ def planted_whole(result: dict[str, Any]) -> str:
             [
                 method,
                 str(entry["clips"]),
-                *(percent(row[name], name == "causal_mass") for name in names),
-                number(row["flow_lift"]),
+                *(percent(row[name], True) for name in names),
+                number(row["flow_lift"], True),
             ]
             for method, entry, row in rows(result, "none")
         ),
@@ -71,6 +71,8 @@ def planted_cause(result: dict[str, Any], selection: str) -> str:
             "difference",
             "mass on distractor",
             "difference",
+            "rank accuracy",
+            "flow precision",
             "flow lift",
         ],
         (
@@ -78,15 +80,17 @@ def planted_cause(result: dict[str, Any], selection: str) -> str:
                 method,
                 # Those of which something is kept at all: of the others the scores are not defined.
                 str(row["causal_mass"]["n"]),
-                percent(row["area"]),
+                percent(row["area"], True),
                 percent(row["causal_mass"], True),
-                percent(row["top_causal_mass"]),
+                percent(row["top_causal_mass"], True),
                 difference(row["causal_mass_gain"]),
-                percent(row["swept_mass"]),
+                percent(row["swept_mass"], True),
                 difference(row["swept_mass_gain"]),
-                percent(row["distractor_mass"]),
+                percent(row["distractor_mass"], True),
                 difference(row["distractor_mass_gain"]),
-                number(row["flow_lift"]),
+                percent(row["rank_accuracy"], True),
+                percent(row["flow_precision"], True),
+                number(row["flow_lift"], True),
             ]
             for method, _, row in rows(result, selection)
         ),
@@ -100,8 +104,8 @@ def planted_kept(result: dict[str, Any]) -> str:
         [
             method,
             selection,
-            percent(row["area"]),
-            percent(row["frozen_area"]),
+            percent(row["area"], True),
+            percent(row["frozen_area"], True),
             percent(row["mass"], True),
             percent(row["frozen_mass"], True),
         ]
@@ -114,18 +118,17 @@ def planted_kept(result: dict[str, Any]) -> str:
 
 def planted_classes(result: dict[str, Any]) -> str:
     """Return how alike the maps of two classes are: 1 is blind to the class."""
-    selections = [name for name in next(iter(result["methods"].values()))["rows"] if name != "none"]
-    head = ["method", "cosine of relevance"]
-    for name in selections:
-        head += [f"cosine, {name}", f"mask IoU, {name}"]
-    lines = []
-    for method, entry in result["methods"].items():
-        line = [method, number(entry["rows"]["none"]["class_cosine"], 3)]
-        for name in selections:
-            row = entry["rows"].get(name, {})
-            line += [number(row.get("class_cosine"), 3), number(row.get("class_mask_iou"), 3)]
-        lines.append(line)
-    return markdown(head, lines)
+    found = [
+        [method, "–" if name == "none" else name, number(row["class_cosine"], True, 3), mask_iou(row)]
+        for method, entry in result["methods"].items()
+        for name, row in entry["rows"].items()
+    ]
+    return markdown(["method", "selection", "cosine", "mask IoU"], found)
+
+
+def mask_iou(row: Row) -> str:
+    """Return the overlap of two classes' masks; all relevance has no mask."""
+    return number(row["class_mask_iou"], True, 3) if "class_mask_iou" in row else "–"
 
 
 def verdict(result: dict[str, Any], selection: str) -> str:
@@ -169,8 +172,11 @@ def difference(value: dict[str, Any]) -> str:
     return f"{mean} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"
 
 
-def number(value: dict[str, Any] | None, decimals: int = 2) -> str:
-    return "–" if value is None or value["mean"] is None else f"{value['mean']:.{decimals}f}"
+def number(value: dict[str, Any], with_interval: bool = False, decimals: int = 2) -> str:
+    if value["mean"] is None:
+        return "–"
+    mean, low, high = (f"{value[name]:.{decimals}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if with_interval else mean
 
 
 def markdown(head: list[str], lines: Iterable[list[str]]) -> str:

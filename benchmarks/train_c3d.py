@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=4096, help="units of the linear layers (default 4096)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that make clips")
     parser.add_argument("--weights", type=Path, default=Path("out/c3d.safetensors"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help=f"default: results/{RESULTS.name}; of a rehearsal none")
     arguments = parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
         print("error: this training needs a CUDA device, and torch sees none", file=sys.stderr)
@@ -105,7 +105,7 @@ def main() -> int:
     model = model.cpu()
     result = {
         "what": f"C3D of width {arguments.width}, trained briefly on synthetic clips; its class sensitivity and parity",
-        "command": f"python benchmarks/train_c3d.py --clips {arguments.clips}",
+        "command": " ".join(["python benchmarks/train_c3d.py", *sys.argv[1:]]),
         "machine": machine(),
         "generator_version": GENERATOR_VERSION,
         "stages": [asdict(stage) for stage in stages],
@@ -115,9 +115,11 @@ def main() -> int:
         "class_sensitivity": sensitivity(model, clips),
         "parity": certificates(model, clips[:3], arguments.device),
     }
-    partial = arguments.out.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, arguments.out)
+    out = arguments.out or (RESULTS if arguments.device != "cpu" else None)
+    if out is not None:
+        partial = out.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, out)
     cosines = {method: round(found["mean"], 3) for method, found in result["class_sensitivity"].items()}
     grades = {name: found["grade"] for name, found in result["parity"].items()}
     print(json.dumps({"accuracy": accuracy["whole"], "class cosine": cosines, "parity": grades}, indent=1))

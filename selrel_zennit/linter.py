@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from zennit.attribution import Attributor
+from zennit.core import Hook
 from zennit.types import BatchNorm, Linear
 
 from .attribution import build_method, one_hot
@@ -135,17 +136,21 @@ def lint(
         watch = _Watch(model, {id(m): n for n, m in model.named_modules()})
         with watch.watching():
             logits, relevance = attributor(clip, initial)
-        rules = _rules(attributor, model)
+        hooks = _hooks(attributor, model)
+        rules = {module: type(hook).__name__ for module, hook in hooks.items()}
         flows = watch.flows(rules, begun[0])
         findings = [
             *watch.findings,
             *_modules_used_twice(watch, rules),
             *_unmerged(watch),
-            *_losses(flows, model, threshold),
+            *_losses(flows, model, hooks, threshold),
             *_probabilities(model, watch, logits),
         ]
     absorbed = sum(flow.lost for flow in flows if flow.rule in _ABSORBING)
-    return LintReport(name, threshold, float(relevance.double().sum()) / begun[0], flows, findings, absorbed)
+    conserved = float(relevance.double().sum()) / begun[0]
+    if not findings and abs(conserved + absorbed - 1) > threshold:
+        findings = [_small_losses(flows, conserved + absorbed, threshold)]
+    return LintReport(name, threshold, conserved, flows, findings, absorbed)
 
 
 def _noise(model: nn.Module) -> torch.Tensor:
@@ -294,15 +299,21 @@ class _Watch:
         ]
 
 
-def _rules(attributor: Attributor, model: nn.Module) -> dict[nn.Module, str]:
-    """Return the name of the rule of every module that has one, as the composite gave them out."""
+def _hooks(attributor: Attributor, model: nn.Module) -> dict[nn.Module, Hook]:
+    """Return the rule of every module that has one, as the composite gave them out."""
     context: dict[str, Any] = {}
-    found: dict[nn.Module, str] = {}
+    found: dict[nn.Module, Hook] = {}
     for name, module in model.named_modules():
         rule = attributor.composite.module_map(context, name, module)
         if rule is not None:
-            found[module] = type(rule).__name__
+            found[module] = rule
     return found
+
+
+def _drops_bias(rule: Hook | None) -> bool:
+    """Say whether a rule of Zennit's leaves biases out altogether."""
+    modifiers = getattr(rule, "param_modifiers", [])
+    return bool(modifiers) and all("bias" in (getattr(one, "zero_params", None) or ()) for one in modifiers)
 
 
 def _modules_used_twice(watch: _Watch, rules: dict[nn.Module, str]) -> Iterator[Finding]:
@@ -333,14 +344,33 @@ def _is_identity(norm: Any) -> bool:
     return bool(torch.allclose(scale, torch.ones_like(scale), atol=1e-4))
 
 
-def _losses(flows: list[Flow], model: nn.Module, threshold: float) -> Iterator[Finding]:
+def _small_losses(flows: list[Flow], total: float, threshold: float) -> Finding:
+    """Return what to say where no module loses much, and all together do."""
+    most = max((flow for flow in flows if flow.rule not in _ABSORBING), key=lambda flow: abs(flow.lost))
+    return Finding(
+        "not conserved",
+        most.module,
+        f"{total:.1%} of the relevance arrives, though no module changes it by more than {threshold:.0%}: "
+        f"this one does most, {-most.lost:+.1%}",
+    )
+
+
+def _losses(flows: list[Flow], model: nn.Module, hooks: dict[nn.Module, Hook], threshold: float) -> Iterator[Finding]:
     modules = dict(model.named_modules())
     for flow in flows:
         if abs(flow.lost) <= threshold or flow.rule in _ABSORBING:
             continue
         module = modules.get(flow.module)
         bias = getattr(module, "bias", None)
-        if isinstance(module, Linear) and bias is not None and bool(bias.any()) and flow.rule is not None:
+        biased = isinstance(module, Linear) and bias is not None and bool(bias.any()) and flow.rule is not None
+        if biased and _drops_bias(hooks.get(module)):  # type: ignore[arg-type]
+            yield Finding(
+                "bias",
+                flow.module,
+                f"changes the relevance by {-flow.lost:+.1%}, though its rule drops the bias: a unit that is active by "
+                "its bias alone has nothing to share relevance by",
+            )
+        elif biased:
             yield Finding(
                 "bias",
                 flow.module,

@@ -58,7 +58,8 @@ _FROZEN = (
 )
 _CALIBRATED = (
     "The threshold was calibrated on frozen clips, so that a known small share passes where nothing moves. It holds "
-    "for the model and method it was made for; between models a motion share is no absolute measurement."
+    "for the model and method it was made for, and for the class that a frozen clip is taken for; the frozen share "
+    "beside it is of the class explained here. Between models a motion share is no absolute measurement."
 )
 
 

@@ -9,6 +9,7 @@ With ``--plugin`` it compiles the TensorRT plugin instead, where TensorRT's head
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
@@ -102,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}")
         return 1
     if options.record:
-        whole = {"nvcc": ".".join(map(str, version)), "kernels": report}
+        digest = hashlib.sha256(cubins.source().encode()).hexdigest()
+        whole = {"nvcc": ".".join(map(str, version)), "source_sha256": digest, "kernels": report}
         options.record.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     spills = [
         used["stack"] + used["stores"] + used["loads"] for kernels in report.values() for used in kernels.values()

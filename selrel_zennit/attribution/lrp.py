@@ -8,13 +8,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus
+from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, MixedComposite
+from zennit.core import Composite
+from zennit.rules import Epsilon
 from zennit.types import Convolution
 
 from ..attention import AttentionCanonizer, AttnLRPEpsilonPlus, has_attention
 from ..canonizers import VideoCanonizer
 from ..clip import ClipSpec
-from ..composites import DTD, DTDEpsilonHead, find_head
+from ..composites import DTD, DTDEpsilonHead, HeadComposite, find_head
 from ..errors import InputError
 from .gradient import Gradient
 from .head import AttrOutputFn, checked
@@ -134,7 +136,8 @@ def lrp_epsilon_plus(model: nn.Module, epsilon: float = 1e-6, zero_params: str |
     if has_attention(model):
         canonizers = [AttentionCanonizer(), VideoCanonizer()]
         return Gradient(model, AttnLRPEpsilonPlus(epsilon=epsilon, zero_params=zero_params, canonizers=canonizers))
-    return Gradient(model, EpsilonPlus(epsilon=epsilon, zero_params=zero_params, canonizers=[VideoCanonizer()]))
+    composite = EpsilonPlus(epsilon=epsilon, zero_params=zero_params)
+    return Gradient(model, _epsilon_head(model, composite, epsilon, zero_params))
 
 
 @register_method(
@@ -154,10 +157,8 @@ def lrp_epsilon_gamma_box(
     Raises InputError where the model has no ClipSpec.
     """
     low, high = _box(model, "lrp_epsilon_gamma_box")
-    composite = EpsilonGammaBox(
-        low, high, epsilon=epsilon, gamma=gamma, zero_params=zero_params, canonizers=[VideoCanonizer()]
-    )
-    return Gradient(model, composite)
+    composite = EpsilonGammaBox(low, high, epsilon=epsilon, gamma=gamma, zero_params=zero_params)
+    return Gradient(model, _epsilon_head(model, composite, epsilon, zero_params))
 
 
 @register_method(
@@ -171,7 +172,21 @@ def lrp_epsilon_gamma_box(
 )
 def lrp_alpha2_beta1(model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None) -> Gradient:
     """Return Zennit's EpsilonAlpha2Beta1. ``zero_params="bias"`` drops the biases, which Zennit keeps by default."""
-    return Gradient(model, EpsilonAlpha2Beta1(epsilon=epsilon, zero_params=zero_params, canonizers=[VideoCanonizer()]))
+    composite = EpsilonAlpha2Beta1(epsilon=epsilon, zero_params=zero_params)
+    return Gradient(model, _epsilon_head(model, composite, epsilon, zero_params))
+
+
+def _epsilon_head(model: nn.Module, composite: Composite, epsilon: float, zero_params: str | None) -> Composite:
+    """Return a composite of Zennit's with the video canonizers, and the Epsilon rule in a class layer of any kind.
+
+    Zennit tells layers by their type. In a network without linear layers, as S3D and I3D are, the class layer is a
+    convolution, and would get the rule of the features.
+    """
+    canonizers = [VideoCanonizer()]
+    layers = [module for module in model.modules() if isinstance(module, Convolution | nn.Linear)]
+    if not layers or any(isinstance(layer, nn.Linear) for layer in layers):
+        return MixedComposite([composite], canonizers)
+    return MixedComposite([HeadComposite(Epsilon(epsilon=epsilon, zero_params=zero_params)), composite], canonizers)
 
 
 def _box(model: nn.Module, method: str) -> tuple[torch.Tensor, torch.Tensor]:

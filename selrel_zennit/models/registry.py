@@ -17,7 +17,7 @@ from ..clip import ClipSpec
 from ..errors import InputError
 from ..files import sha256_file
 from ..text import close_names
-from .weights import check_state, read_weights
+from .weights import check_state, read_weights, with_counters
 
 State = dict[str, torch.Tensor]
 
@@ -134,6 +134,7 @@ def _load_registered(
         spec = spec or file_spec
     in_file = int(state[entry.head].shape[0]) if entry.head in state else entry.classes
     model = _build(entry, num_classes or in_file, spec)
+    state = with_counters(state, model.state_dict())
     check_state(state, model.state_dict(), path, num_classes or in_file)
     model.load_state_dict(state)
     source = "embedded" if weights == "embedded" else str(path)
@@ -180,7 +181,7 @@ def _load_factory(
     if weights == "own":
         return model, {"weights": "own", "sha256": None, "layout": None}
     path = Path(weights)
-    state = read_weights(path)
+    state = with_counters(read_weights(path), model.state_dict())
     check_state(state, model.state_dict(), path, num_classes)
     model.load_state_dict(state)
     return model, {"weights": str(path), "sha256": sha256_file(path), "layout": None}

@@ -15,6 +15,7 @@ from .initialise import kaiming
 from .registry import register_model
 from .torchvision_video import KINETICS_CLASSES, kinetics_names
 
+# Of the files of 2020, for 700 classes and more, and of what is fine-tuned from them.
 SPEC = ClipSpec(
     frames=16,
     short_side=112,
@@ -23,6 +24,8 @@ SPEC = ClipSpec(
     mean=(0.4345, 0.4051, 0.3775),
     std=(0.2768, 0.2713, 0.2737),
 )
+# Of the files of 2017, for the 400 classes of Kinetics-400: the means of ActivityNet, no division.
+SPEC_2017 = ClipSpec(frames=16, short_side=112, crop=112, value_range=(0.0, 255.0), mean=(114.7748, 107.7354, 99.4750))
 
 
 class ZeroChannels(nn.Module):
@@ -81,10 +84,12 @@ class ResNet3D(nn.Module):
     """A 3D ResNet: [B,3,T,H,W] in model units → logits [B,K].
 
     ``blocks`` is their number in each of the four layers. Modules and keys are those of the public files: kenshohara's
-    3D-ResNets-PyTorch, ``r3d18_K_200ep.pth`` and its like, with a first convolution of stride 1 in time; older files of
-    18 and 34 layers have shortcuts without weights (``zero_shortcut``).
+    3D-ResNets-PyTorch, with a first convolution of stride 1 in time. Its files of 2017 (``resnet-18-kinetics.pth`` and
+    its like, 400 classes; of 18 and 34 layers with shortcuts without weights, ``zero_shortcut``) were trained on pixels
+    less a mean, those of 2020 (``r3d18_K_200ep.pth``, 700 classes) on values from 0 to 1: ``spec`` follows from that.
+    Class names are those of Kinetics-400; other files have none here.
 
-    Source: Hara et al. 2018, arXiv 1711.09577.
+    Source: Hara et al. 2018, arXiv 1711.09577; means and scales from the repository's own settings of either time.
     """
 
     cam_layer = "layer4"
@@ -98,7 +103,8 @@ class ResNet3D(nn.Module):
         spec: ClipSpec | None = None,
     ) -> None:
         super().__init__()
-        self.spec = spec or SPEC
+        of_2017 = zero_shortcut or num_classes == KINETICS_CLASSES
+        self.spec = spec or (SPEC_2017 if of_2017 else SPEC)
         self.num_classes = num_classes
         self.class_names = kinetics_names(num_classes)
         self.conv1 = nn.Conv3d(3, 64, 7, stride=(1, 2, 2), padding=3, bias=False)

@@ -36,6 +36,17 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return {key: _checked(key, value, path) for key, value in state.items()}
 
 
+def with_counters(state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return ``state`` with the counters of batch norms, which files from before PyTorch 0.4.1 do not hold: zeros.
+
+    They count training steps, and no evaluation reads them.
+    """
+    counters = {key: torch.zeros_like(value) for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    if any(key in state for key in counters):
+        return state  # a file that holds some of them has lost the others
+    return {**counters, **state}
+
+
 def check_state(
     state: Mapping[str, torch.Tensor],
     expected: Mapping[str, torch.Tensor],

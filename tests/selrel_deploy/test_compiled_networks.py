@@ -41,7 +41,7 @@ COMPILED = {
     "resnet3d_50": "guided_gradcam",
     "resnet50_lstm": "dtd",
 }
-BUILT = ("r3d_18", "s3d", "i3d", "resnet3d_18a", "x3d_s")
+BUILT = ("r3d_18", "r2plus1d_18", "s3d", "i3d", "resnet3d_18a", "x3d_s", "tsm_resnet50")
 
 
 @pytest.fixture
@@ -97,10 +97,13 @@ def test_the_whole_way(name, tmp_path):
         certificate = certify(run, zennit_reference(attributor, artifact), np.asarray(clips), artifact.selection)
     assert certificate.grade == "exact", certificate.reasons
     assert min(row.cosine for row in certificate.comparisons if row.output == "relevance") >= 0.99999
-    if name in BUILT and engine_lint.installed():
-        report = engine_lint.build(path)
-        assert report.refusals == []
-        assert report.plan_bytes["explanation"] > 0
+    if name not in BUILT:
+        return
+    if not engine_lint.installed():
+        pytest.skip("all but the build passed: TensorRT-RTX (extra trt-lint) is not installed")
+    report = engine_lint.build(path)
+    assert report.refusals == []
+    assert report.plan_bytes["explanation"] > 0
 
 
 @pytest.mark.parametrize("dilation", [1, 2])

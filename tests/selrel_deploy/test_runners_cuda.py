@@ -222,6 +222,40 @@ def test_options_of_the_cuda_provider(artifacts: dict[str, Path], cuda_provider:
         open_runner(artifacts["whole"], provider=CUDA, device="cpu")
 
 
+def stand_in_for_record(call: Any) -> Any:
+    """Return a replay that, as a CUDA graph's, puts what it computes where the recorded call had put it."""
+    runner = call.__self__
+    call()
+    kept = runner._outputs_on_device
+
+    def replay() -> None:
+        for into, value in zip(kept, runner._module(*runner._inputs), strict=True):
+            into.copy_(value)
+
+    return replay
+
+
+def test_a_replay_after_a_launch_has_outputs_of_its_own(
+    graph: ExplanationGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_cuda, "cuda_device", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Stand-in")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(inductor, "compile_frozen", lambda module, *examples: module)
+    monkeypatch.setattr(torch_cuda, "record", stand_in_for_record)
+    clips, target = [clip_with_ties(FewLayers.spec, seed) for seed in range(2)], torch.tensor([2])
+    with torch.no_grad():
+        expected = [graph.module(clip, target)[2].numpy() for clip in clips]
+    with open_runner(graph, "inductor", device="cuda") as opened:
+        run: Any = opened
+        assert run.provider == "torch inductor, CUDA graph"
+        assert np.array_equal(run(clips[0].numpy(), 2).relevance, expected[0])
+        run.load(clips[1].numpy(), target.numpy())
+        run.launch()
+        assert np.array_equal(run.fetch()[2], expected[1])
+        assert np.array_equal(run(clips[0].numpy(), 2).relevance, expected[0])
+
+
 @pytest.mark.parametrize("runner", ["eager", "inductor"])
 def test_torch_with_the_processor_in_place_of_the_device(
     graph: ExplanationGraph, runner: str, monkeypatch: pytest.MonkeyPatch

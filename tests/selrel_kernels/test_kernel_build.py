@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -37,7 +38,11 @@ def test_no_kernel_spills(tmp_path: Path, arch: int) -> None:
 
 
 def test_what_is_on_record() -> None:
-    record = json.loads(RECORD.read_text(encoding="utf-8"))["kernels"]
+    written = json.loads(RECORD.read_text(encoding="utf-8"))
+    # A record of another source says nothing, and without nvcc nothing else would tell.
+    source = cubins.source().encode()
+    assert written["source_sha256"] == hashlib.sha256(source).hexdigest(), "python -m selrel_kernels.build --record"
+    record = written["kernels"]
     assert {name: set(kernels) for name, kernels in record.items()} == {
         f"sm_{arch}": expected_kernels(arch) for arch in build.ARCHITECTURES
     }

@@ -50,6 +50,21 @@ def clips(batch=2):
     return torch.randn(batch, *SPEC.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("build", [swin, mvit])
+def test_methods_without_rules(build):
+    """Gradient and occlusion take a transformer as it is."""
+    model, clip = build(), clips(1)
+    tracked = clip.clone().requires_grad_()
+    model(tracked)[0, 2].backward()
+    found = sr.build_method("gradient", model)(clip, sr.one_hot(2, 5).to(clip))[1]
+    torch.testing.assert_close(found, tracked.grad, rtol=1e-9, atol=1e-12)
+    covered = clip.clone()
+    covered[:, :, :2, 8:, :8] = 0
+    with sr.build_method("occlusion", model, window=(2, 8, 8)) as attributor:
+        drops = attributor(clip, sr.one_hot(2, 5).to(clip))[1].sum(1)
+    torch.testing.assert_close(drops[0, 0, 9, 3], (model(clip) - model(covered))[0, 2], rtol=1e-9, atol=1e-12)
+
+
 NETWORKS = {
     "swin": swin,
     "swin, padded windows": lambda: swin((3, 3, 3)),

@@ -62,6 +62,14 @@ def test_gradient_equals_autograd(clip):
     assert torch.equal(attribute("gradient", model, clip), tracked.grad)
 
 
+def test_gradient_equals_captum(clip):
+    from captum.attr import Saliency
+
+    model = small_c3d()
+    expected = Saliency(model).attribute(clip.clone().requires_grad_(), target=TARGET, abs=False)
+    assert norm_relative(attribute("gradient", model, clip), expected) < 1e-6
+
+
 def test_gradient_x_input_equals_captum(clip):
     from captum.attr import InputXGradient
 

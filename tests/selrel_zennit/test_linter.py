@@ -143,6 +143,41 @@ def test_without_the_canonizers_the_same_network_fails(monkeypatch):
     assert abs(report.conserved - 1) > 0.1
 
 
+def test_advice_is_only_what_can_be_done():
+    """dtd drops biases by itself: a unit that is active by its bias alone is said to be that."""
+    model = Sound().eval().requires_grad_(False)
+    model.spec = SPEC
+    with torch.no_grad():
+        model.conv1.weight.fill_(0.1)
+        model.conv1.bias.fill_(-1e4)  # the ReLU behind it is shut
+        model.conv2.bias.fill_(1.0)
+    for method, options, advice in (
+        ("dtd", {}, "though its rule drops the bias"),
+        ("lrp_epsilon_plus", {"zero_params": "bias"}, "though its rule drops the bias"),
+        ("lrp_epsilon_plus", {}, "drop it with zero_params='bias'"),
+    ):
+        found = [finding for finding in lint(model, method, **options).findings if finding.module == "conv2"]
+        assert [finding.kind for finding in found] == ["bias"]
+        assert advice in found[0].message
+
+
+def test_many_small_losses_are_a_finding():
+    model = Sound().eval().requires_grad_(False)
+    model.spec = SPEC
+    with torch.no_grad():
+        for layer in (model.conv1, model.conv2, model.fc):
+            layer.weight.abs_()
+            layer.bias.fill_(0.05)
+    losses = [abs(flow.lost) for flow in lint(model, "lrp_epsilon_plus", threshold=1e-6).flows]
+    threshold = 1.01 * max(losses)
+    assert sum(losses) > threshold
+    report = lint(model, "lrp_epsilon_plus", threshold=threshold)
+    assert not report.passed
+    (finding,) = report.findings
+    assert finding.kind == "not conserved"
+    assert "of the relevance arrives, though no module changes it by more than" in finding.message
+
+
 def test_the_network_is_left_as_it_was():
     model = network(Sound)
     before = {key: value.clone() for key, value in model.state_dict().items()}

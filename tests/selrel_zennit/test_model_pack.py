@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import selrel_zennit as sr
 from selrel_zennit.clip import ClipSpec
+from selrel_zennit.linter import lint
 
 TORCHVISION = {"r3d_18": 33_371_472, "mc3_18": 11_695_440, "r2plus1d_18": 31_505_325, "s3d": 8_320_048}
 TRANSFORMERS = {"swin3d_t": 28_158_070, "mvit_v2_s": 34_537_744}
@@ -154,6 +155,21 @@ def test_i3d_has_the_keys_of_the_public_file():
     assert tuple(state["logits.conv3d.weight"].shape) == (400, 1024, 1, 1, 1)
 
 
+def test_files_from_before_batch_norms_counted(tmp_path):
+    """PyTorch before 0.4.1 saved no num_batches_tracked, and the files of 2017 are from then."""
+    for name in ("i3d", "resnet3d_18a"):
+        state = sr.load_model(name, weights="random", seed=5).state_dict()
+        counters = [key for key in state if key.endswith("num_batches_tracked")]
+        old = {key: value for key, value in state.items() if key not in counters}
+        torch.save(old, tmp_path / "old.pt")
+        model = sr.load_model(name, weights=tmp_path / "old.pt")
+        assert all(torch.equal(value, old[key]) for key, value in model.state_dict().items() if key in old)
+        assert all(model.state_dict()[key] == 0 for key in counters)
+        torch.save({**old, counters[0]: state[counters[0]]}, tmp_path / "half.pt")
+        with pytest.raises(sr.InputError, match=r"missing: .*num_batches_tracked"):
+            sr.load_model(name, weights=tmp_path / "half.pt")
+
+
 def test_i3d_refuses_a_clip_that_its_pools_use_up():
     with pytest.raises(sr.InputError, match="I3D pools 2×7×7"):
         sr.load_model("i3d", weights="random", spec=ClipSpec(frames=8))
@@ -227,7 +243,32 @@ def test_a_resnet_file_as_its_authors_save_it(tmp_path):
         sr.load_model("resnet3d_34", weights=tmp_path / "r3d50.pth", num_classes=9)
 
 
+def test_clips_of_resnets_are_those_of_their_time(tmp_path):
+    """Pixels less a mean in 2017, for 400 classes; values from 0 to 1 in 2020, for 700 and more."""
+    of_2017, of_2020 = ((0.0, 255.0), (1.0, 1.0, 1.0)), ((0.0, 1.0), (0.2768, 0.2713, 0.2737))
+    for classes, (value_range, std) in ((400, of_2017), (700, of_2020)):
+        source = sr.load_model("resnet3d_18", weights="random", num_classes=classes)
+        save_file(source.state_dict(), tmp_path / "file.safetensors")
+        model = sr.load_model("resnet3d_18", weights=tmp_path / "file.safetensors")
+        assert (model.spec.value_range, model.spec.std) == (value_range, std)
+        assert (model.class_names is None) == (classes != 400)
+    assert sr.load_model("resnet3d_18a", weights="random", num_classes=9).spec.value_range == (0.0, 255.0)
+
+
 # --- all ---
+
+# The least frames and pixels that their last pools leave something of.
+SMALLEST = {"i3d": (9, 193), "s3d": (13, 209)}
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18", "s3d", "i3d", "resnet3d_18", "resnet3d_18a"])
+def test_the_linter_is_silent(name):
+    frames, size = SMALLEST.get(name, (8, 32))
+    full = sr.load_model(name, weights="random", num_classes=5).spec
+    spec = ClipSpec(frames, short_side=size, crop=size, value_range=full.value_range, mean=full.mean, std=full.std)
+    report = lint(sr.load_model(name, weights="random", num_classes=5, spec=spec), "dtd")
+    assert report.findings == []
+    assert report.passed
 
 
 @pytest.mark.parametrize("name", ["mc3_18", "i3d", "resnet3d_18a"])

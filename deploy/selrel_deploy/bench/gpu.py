@@ -24,13 +24,14 @@ from selrel_zennit.selection import MotionSelection
 from ..compiler import compile_explanation
 from ..parity import certify
 from ..precisions import PRECISIONS, RUNS, RUNS_ON_CUDA
+from ..runners import RUNNERS
 from ..runners.torch_cuda import cuda_device
 from .conditions import machine
 from .gpu_variants import Variant, seconds_of, variants_of
 from .gpu_watch import GpuWatch
 from .network import ALL, CERTIFIED, about_network, known
 from .reference import Remembered, ZennitExplains
-from .report import FPS, Pacing, Say, parity_figures, silent
+from .report import ENOUGH, FPS, Pacing, Say, parity_figures, silent
 from .timing import Laps, interleave, rounds_for, statistics, warm_up
 from .windows import Windows
 
@@ -122,13 +123,13 @@ def bench_gpu(
             for precision in dict.fromkeys(precision for _, precision in pairs):
                 runners = [runner for runner, its in pairs if its == precision]
                 say(f"{method}, {precision}, batch {batch}")
-                group = _Group(model, method, batch, precision, where, selection, windows, pacing)
                 try:
+                    group = _Group(model, method, batch, precision, where, selection, windows, pacing)
                     rows += group.rows(runners, clips, reference)
-                except InputError as error:
-                    skipped.append({"method": method, "batch": batch, "precision": precision, "why": str(error)})
-                except torch.OutOfMemoryError:
-                    why = "the device has too little memory for it"
+                except (InputError, RuntimeError) as error:
+                    why = str(error) if isinstance(error, InputError) else _too_large(error)
+                    if why is None:
+                        raise
                     skipped.append({"method": method, "batch": batch, "precision": precision, "why": why})
     if not rows:
         raise InputError(skipped[0]["why"])
@@ -145,6 +146,7 @@ def bench_gpu(
         },
         "budget": pacing.budget,
         "rows": rows,
+        "warnings": sorted({text for row in rows for text in row["warnings"]}),
         "copies": [_copies(clips[0], batch, where, pacing) for batch in choice.batches],
         "skipped": skipped,
     }
@@ -182,7 +184,7 @@ class _Group:
             ]
             calls = {f"{i} {what}": self._timed(v, what) for i, v in enumerate(variants) for what in v.device_calls}
             calls |= {f"{i} whole": self._whole(variant) for i, variant in enumerate(variants)}
-            warm_up(calls, rest=_no_rest, least=min(self.pacing.seconds or 1.0, 1.0), most=10.0)
+            warmed = warm_up(calls, rest=_no_rest, most=20.0)
             watch = GpuWatch(_uuid(self.where)) if self.where.type == "cuda" else None
             samples = interleave(calls, rounds_for(self.pacing.rounds, self.pacing.seconds), _no_rest)
             sampled = watch.stop() if watch is not None else None
@@ -193,7 +195,9 @@ class _Group:
                 certificate = certify(
                     _last_of(variant.explain, self.batch), reference, np.concatenate(clips), self.selection.settings
                 )
-                found.append(self._figures(variant, laps, sampled) | {"parity": parity_figures(certificate)})
+                row = self._figures(variant, laps, sampled) | {"parity": parity_figures(certificate)}
+                moving = [name for name in warmed["not_stable"] if name.startswith(f"{index} ")]
+                found.append(row | {"warm_up": warmed, "warnings": _warnings(row, moving)})
             return found
 
     def _figures(self, variant: Variant, laps: dict[str, list[float]], sampled: Any) -> dict[str, Any]:
@@ -208,6 +212,7 @@ class _Group:
             "cuda_graph": variant.cuda_graph,
             "device": variant.runner.device,
             "provider": variant.runner.provider,
+            "status": RUNNERS[variant.runner.name].status if self.where.type == "cuda" else "",
             "clock": "CUDA events" if self.where.type == "cuda" else "the processor's clock",
             "stages": stages,
             "ratios": {"over_forward": stages["explanation"]["p50"] / stages["forward"]["p50"]},
@@ -227,7 +232,7 @@ class _Group:
         def call(index: int) -> Laps:
             batch = np.concatenate([clips[(index + place) % len(clips)] for place in range(self.batch)])
             variant.load(batch)
-            return {"device": seconds_of(variant.device_calls[what], self.where)}
+            return {"device": seconds_of(variant.device_calls[what], self.where, self.tf32)}
 
         return call
 
@@ -266,6 +271,23 @@ def _copies(clip: Array, batch: int, where: torch.device, pacing: Pacing) -> dic
         samples = interleave(calls, rounds_for(pacing.rounds, (pacing.seconds or 0) / 5, time.perf_counter), _no_rest)
         found[kind] = {name: statistics(taken["s"]) for name, taken in samples.items()}
     return found
+
+
+def _warnings(row: dict[str, Any], moving: list[str]) -> list[str]:
+    found = []
+    rounds = row["stages"]["explanation"]["n"]
+    if rounds < ENOUGH:
+        found.append(f"{rounds} samples a row: p99 is close to the slowest of them")
+    if moving:
+        found.append(f"{row['runner']} {row['precision']}, batch {row['batch']}: not steady to 10 % after the warm-up")
+    return found
+
+
+def _too_large(error: RuntimeError) -> str | None:
+    """Return what to say where a device's memory was too small; cuDNN and cuBLAS report it in their own words."""
+    if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error) or "out of memory" in str(error):
+        return "the device has too little memory for it"
+    return None
 
 
 def _last_of(explain: Callable[[Array, Any], Explanation], batch: int) -> Callable[[Array, Any], Explanation]:

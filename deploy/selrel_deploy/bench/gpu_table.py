@@ -18,6 +18,7 @@ def gpu_table(result: dict[str, Any]) -> str:
         f"A clip fills in {_ms(fill['seconds'])} ms ({fill['frames']} frames at {fill['fps']:g} per second). "
         f"Times are of a whole batch, in ms, on the device by {result['rows'][0]['clock']}."
     )
+    heading += "".join(f"\nWARNING: {text}" for text in result["warnings"])
     parts = [heading, _on_device(result["rows"]), _end_to_end(result["rows"], result["budget"]), _copies(result)]
     parts += ["\n".join(_notes(result))]
     return "\n\n".join(part for part in parts if part)

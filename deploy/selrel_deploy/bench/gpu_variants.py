@@ -29,6 +29,7 @@ class Variant:
     """A way to run a graph: ``load`` lays clips on the device, ``device_calls`` are what is timed there."""
 
     runner: Runner
+    tf32: bool
     cuda_graph: bool
     load: Callable[[Array], None]
     device_calls: dict[str, Call]
@@ -41,12 +42,10 @@ def variants_of(
 ) -> list[Variant]:
     """Open a runner once, and its forward pass alone; return what differs by a CUDA graph."""
     cuda, compiled = where.type == "cuda", name == "inductor"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(where)
-        before = torch.cuda.memory_allocated(where)
+    before = torch.cuda.memory_allocated(where) if cuda else 0
     options = {"device": str(where), "tf32": tf32} if cuda else {}
     run: Any = opened.enter_context(open_runner(graph, name, **options))
-    peak = torch.cuda.max_memory_allocated(where) - before if cuda else None
+    peak = _peak_memory(run, where) - before if cuda else None
     forward = Forward(graph, where, compiled, tf32)
     target = np.full(graph.clip_shape[0], -1, np.int64)
     held: list[Array] = [np.zeros(graph.clip_shape, np.float32)]
@@ -62,12 +61,24 @@ def variants_of(
         run.launch()
         return Explanation(*run.fetch())
 
-    plain: Call = run.launch if cuda else lambda: run.run(held[0], target)
-    found = [Variant(run, False, load, {"forward": forward, "explanation": plain}, launched if cuda else run, peak)]
+    plain: Call = run.enqueue if cuda else lambda: run.run(held[0], target)
+    calls: dict[str, Call] = {"forward": forward, "explanation": plain}
+    found = [Variant(run, tf32, False, load, calls, launched if cuda else run, peak)]
     if cuda and compiled:
         calls = {"forward": forward.recorded(), "explanation": run.compute}
-        found.append(Variant(run, True, load, calls, run, peak))
+        found.append(Variant(run, tf32, True, load, calls, run, peak))
     return found
+
+
+def _peak_memory(run: Any, where: torch.device) -> int:
+    """Return the most bytes that lie on the device during an explanation, all that was there before included."""
+    for _ in range(2):
+        run.launch()
+    torch.cuda.synchronize(where)
+    torch.cuda.reset_peak_memory_stats(where)
+    run.launch()
+    torch.cuda.synchronize(where)
+    return torch.cuda.max_memory_allocated(where)
 
 
 class Forward:
@@ -85,13 +96,13 @@ class Forward:
                 self._module = compile_frozen(self._module, self.clip, self._target)
 
     def __call__(self) -> Any:
-        """Put the pass on the current stream."""
-        with torch.no_grad(), float32_products(self.tf32):
+        """Put the pass on the current stream, inside the caller's ``float32_products``."""
+        with torch.no_grad():
             return self._module(self.clip, self._target)
 
     def recorded(self) -> Call:
         """Return what replays the pass as a CUDA graph."""
-        with torch.cuda.device(self.clip.device):
+        with torch.cuda.device(self.clip.device), float32_products(self.tf32):
             replay = record(self)
 
         def call() -> None:
@@ -101,13 +112,16 @@ class Forward:
         return call
 
 
-def seconds_of(call: Call, where: torch.device) -> float:
-    """Return how long a call takes on a CUDA device, between two of its events; elsewhere by the processor's clock."""
+def seconds_of(call: Call, where: torch.device, tf32: bool = False) -> float:
+    """Return how long a call takes on a CUDA device, between two of its events; elsewhere by the processor's clock.
+
+    ``tf32`` says whether products of float32 may be TF32 in the call.
+    """
     if where.type != "cuda":
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
-    with torch.cuda.device(where):
+    with torch.cuda.device(where), float32_products(tf32):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         call()

@@ -18,6 +18,7 @@ from selrel_kernels.reference import select_motion
 from selrel_zennit.selection import Selection
 
 from ..artifact import OUTPUTS
+from ..compiler.lower import adaptive_average_pool
 from ..onnx_file import OPSET
 
 Array = npt.NDArray[Any]
@@ -36,6 +37,13 @@ class _Cast(nn.Module):
     def forward(self, clip: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model(clip.to(self.dtype)).float()
         return logits
+
+
+aten = torch.ops.aten
+ADAPTIVE_POOLS: dict[Any, Callable[..., Any]] = {
+    aten.adaptive_avg_pool3d.default: adaptive_average_pool,
+    aten._adaptive_avg_pool3d.default: adaptive_average_pool,
+}
 
 
 def forward_module(model: nn.Module, precision: str) -> nn.Module:
@@ -68,9 +76,13 @@ def run_alone(module: nn.Module, example: Array, runner: str, threads: int, fold
     path = folder / "alone.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        exported = torch.export.export(module, (torch.from_numpy(example),))
+        if any(node.target in ADAPTIVE_POOLS for node in exported.graph.nodes):
+            # The exporter has no rule for them where the size is not 1 on every axis.
+            exported = exported.run_decompositions(ADAPTIVE_POOLS)
         torch.onnx.export(
-            module,
-            (torch.from_numpy(example),),
+            exported,
+            (),
             path,
             dynamo=True,
             opset_version=OPSET,

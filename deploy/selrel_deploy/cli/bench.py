@@ -74,8 +74,8 @@ def bench(
     verdict holds the 99th percentile end to end against the budget. With --artifact a device times one file, without
     torch: --methods and --precisions are those of the file.
 
-    With --device cuda the network is timed on a GPU (built, not run: no GPU has run it yet): eager and inductor, with
-    and without a CUDA graph, by CUDA events, --batches one after the other, copies apart; --precisions also has tf32.
+    With --device cuda the network is timed on a GPU (built, not run: no GPU has run it yet): eager, inductor and
+    inductor as one CUDA graph, by CUDA events, --batches one after the other, copies apart; --precisions also has tf32.
     """
     for option, value in (("--budget", budget), ("--seconds", seconds)):
         if value is not None and not (math.isfinite(value) and value > 0):

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from ..runners import Runner, open_runner
+from ..runners import RUNNERS, Runner, open_runner
+from ..runners.base import processor
 
 _BY_DEVICE = ("openvino", "tensorrt")
 
@@ -41,10 +42,13 @@ def open_named(path: str, runner: str, provider: str | None, threads: int | None
 
 
 def describe(runner: Runner) -> dict[str, str]:
-    """Return what really ran, for JSON."""
-    return {
+    """Return what really ran, for JSON; of a runner that no GPU has run before, that too."""
+    said = {
         "name": runner.name,
         "device": runner.device,
         "provider": runner.provider,
         "precision": runner.precision,
     }
+    status = RUNNERS[runner.name].status
+    # OpenVINO and the processor's providers name the processor; a status is of another device.
+    return said if not status or runner.device == processor() else {**said, "status": status}

@@ -177,7 +177,8 @@ def _average_pool_backward(
     return apply_along(gradient / divisor_override if divisor_override else gradient, maps)
 
 
-def _adaptive_average(input: Tensor, output_size: Sequence[int]) -> Tensor:
+def adaptive_average_pool(input: Tensor, output_size: Sequence[int]) -> Tensor:
+    """Return the means of [B,C,H,W] or [B,C,T,H,W] over windows that divide it into ``output_size``."""
     sizes = zip(input.shape[2:], output_size, strict=True)
     return apply_along(input, [adaptive_average(size, length, input) for size, length in sizes])
 
@@ -318,8 +319,8 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.adaptive_max_pool3d_backward.default: adaptive_max_pool_backward,
     aten.avg_pool2d_backward.default: _average_pool_backward,
     aten.avg_pool3d_backward.default: _average_pool_backward,
-    aten._adaptive_avg_pool2d.default: _adaptive_average,
-    aten._adaptive_avg_pool3d.default: _adaptive_average,
+    aten._adaptive_avg_pool2d.default: adaptive_average_pool,
+    aten._adaptive_avg_pool3d.default: adaptive_average_pool,
     aten._adaptive_avg_pool2d_backward.default: _adaptive_average_backward,
     aten._adaptive_avg_pool3d_backward.default: _adaptive_average_backward,
     aten.upsample_bilinear2d.default: _resize,

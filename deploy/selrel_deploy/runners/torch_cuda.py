@@ -94,16 +94,25 @@ class TorchCudaRunner(Runner):
 
     def compute(self) -> None:
         """Put the explanation of what was loaded last on the device's current stream: a replay, or ``launch``."""
+        import torch
+
         if self._replay is None:
             self.launch()
-        else:
+            return
+        with torch.cuda.device(self._where):
             self._replay()
+        self._outputs_on_device = self._recorded
 
     def launch(self) -> None:
         """Put that explanation on the stream kernel by kernel, as it is without a CUDA graph."""
+        with float32_products(self._tf32):
+            self.enqueue()
+
+    def enqueue(self) -> None:
+        """Do as ``launch``, inside the caller's ``float32_products``, which takes time of its own."""
         import torch
 
-        with torch.cuda.device(self._where), torch.no_grad(), float32_products(self._tf32):
+        with torch.cuda.device(self._where), torch.no_grad():
             self._outputs_on_device = self._module(*self._inputs)
 
     def fetch(self) -> Sequence[npt.NDArray[Any]]:
@@ -159,7 +168,8 @@ def record(call: Callable[[], Any]) -> Callable[[], None]:
             call()
     torch.cuda.current_stream().wait_stream(side)
     recorded = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recorded):
+    # torch's own stream for captures belongs to the device where it was first used.
+    with torch.cuda.graph(recorded, stream=side):
         call()
     return recorded.replay
 
