@@ -20,6 +20,7 @@ from selrel_zennit.selection import Selection
 from ..artifact import OUTPUTS
 from ..compiler.lower import adaptive_average_pool
 from ..onnx_file import OPSET
+from ..runners.inductor import compile_frozen
 
 Array = npt.NDArray[Any]
 Call = Callable[[Array], Array]
@@ -71,8 +72,10 @@ def run_alone(module: nn.Module, example: Array, runner: str, threads: int, fold
     if runner == "eager":
         return _in_torch(module)
     if runner == "inductor":
-        # As in the runner; constants are frozen only where no gradient can be asked for.
-        return _in_torch(torch.compile(module, fullgraph=True, dynamic=False, options={"freezing": True}))
+        # As the runner does it: a forward pass whose weights are not packed would make explanations look cheap. A graph
+        # has code of its own; compiled without guards, two networks of one class would share the first one's.
+        graph: Any = torch.export.export(module, (torch.from_numpy(example),)).module()
+        return _in_torch(compile_frozen(graph, torch.from_numpy(example)))
     path = folder / "alone.onnx"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
