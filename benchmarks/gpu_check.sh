@@ -5,7 +5,7 @@
 #   benchmarks/gpu_check.sh [--wheels DIR] [--out DIR]
 #
 #   --wheels DIR   wheels of what this Python lacks (Zennit, say); they are unpacked into a temporary folder
-#   --out DIR      where kernel_gpu.json, explanation_gpu_*.json, junit.xml and the sanitizers' logs go
+#   --out DIR      where kernel_gpu.json, explanation_gpu_*.json, tensorrt_*.json, junit.xml and the sanitizers' logs go
 #                  (default: out/gpu_check)
 #
 # PYTHON names the interpreter (default: python3). It needs torch, NumPy, pytest and cuda-core; nothing is installed.
@@ -109,6 +109,17 @@ if has zennit av cv2 click tqdm onnx_ir; then
   done
 else
   step "left out: the benchmark of the explanation, which needs Zennit, PyAV, OpenCV, click, tqdm and onnx-ir (--wheels)"
+fi
+
+if has zennit av cv2 click tqdm onnx_ir && { has tensorrt || has tensorrt_rtx; }; then
+  step "selective DTD of C3D in TensorRT: the selection in the engine, and by the kernel behind it"
+  "$python" -m selrel_zennit export --model c3d --weights random --method dtd --precision fp16 -o "$scratch/dtd.onnx" \
+    || failed+=("export")
+  for selection in graph kernel; do
+    timeout "$(limit 120)" "$python" -m selrel_zennit bench --artifact "$scratch/dtd.onnx" --runners tensorrt \
+      --runner-option "selection=$selection" --rounds 100 --json "$out/tensorrt_$selection.json" \
+      || failed+=("TensorRT, selection=$selection")
+  done
 fi
 
 step "done: ${#failed[@]} steps failed${failed:+: $(IFS=,; echo "${failed[*]}")}"

@@ -356,10 +356,14 @@ def test_parity_and_bench_open_it(
     assert main(["parity", path, "--runner", "tensorrt", "--json", str(tmp_path / "parity.json")]) == 0
     said = json.loads((tmp_path / "parity.json").read_text("utf-8"))
     assert (said["grade"], said["runner"]["provider"]) == ("exact", "TensorRT 10.3.0, CUDA graph")
+    assert said["runner"]["status"] == "built, not run; no GPU has run it yet"
     command = ["bench", "--artifact", path, "--runners", "tensorrt", "--rounds", "2", "--threads", "1"]
-    assert main([*command, "--provider", "cuda:0", "--json", str(tmp_path / "bench.json")]) == 0
+    command += ["--provider", "cuda:0", "--runner-option", "selection=kernel", "--runner-option", "cuda_graph=false"]
+    assert main([*command, "--json", str(tmp_path / "bench.json")]) == 0
     result = json.loads((tmp_path / "bench.json").read_text("utf-8"))
-    assert [one["name"] for one in result["bare"]] == ["forward tensorrt fp32"]
+    names = ["forward tensorrt fp32", "to_device tensorrt", "compute tensorrt", "back tensorrt"]
+    assert [one["name"] for one in result["bare"]] == names
     (row,) = result["rows"]
     assert (row["device"], row["provider_asked"]) == (gpu_stand_in.GPU, "cuda:0")
+    assert row["provider_used"] == "TensorRT 10.3.0, selection kernel"
     assert row["parity"]["grade"] == "exact"

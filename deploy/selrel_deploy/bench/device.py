@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,14 @@ Array = npt.NDArray[Any]
 _RUNNERS = ("onnxruntime", "openvino", "tensorrt")
 
 
+@runtime_checkable
+class InSteps(Protocol):
+    """A runner whose calls can be timed step by step."""
+
+    def steps(self) -> dict[str, Callable[[Array], None]]:
+        """Return the parts of a call by name."""
+
+
 def bench_artifact(
     path: str | Path,
     runners: Sequence[str],
@@ -36,11 +44,13 @@ def bench_artifact(
     pacing: Pacing,
     threads: int,
     provider: str | None = None,
+    options: dict[str, Any] | None = None,
     say: Say = silent,
 ) -> dict[str, Any]:
     """Time an artifact in each of ``runners`` (("all",): those that are installed and run its precision).
 
-    ``paths`` are videos, or none: synthetic clips. ``provider`` is ONNX Runtime's, or OpenVINO's or TensorRT's device.
+    ``paths`` are videos, or none: synthetic clips. ``provider`` is ONNX Runtime's, or OpenVINO's or TensorRT's device;
+    ``options`` are others of the one runner that is named. Of TensorRT the copies and what is computed have rows too.
     The forward pass has a row where the artifact is split; in one file it cannot be run alone. Raises InputError for
     what cannot run.
     """
@@ -49,8 +59,11 @@ def bench_artifact(
         raise InputError(f"{path} takes {artifact.clip_shape[0]} clips at once: export with batch 1 to benchmark it")
     windows = _windows(artifact, paths)
     every = tuple(runners) == ("all",)
-    if provider is not None and (every or len(runners) != 1):
-        raise InputError(f"--provider {provider} is one runner's: name that one with --runners")
+    if every or len(runners) != 1:
+        if provider is not None:
+            raise InputError(f"--provider {provider} is one runner's: name that one with --runners")
+        if options:
+            raise InputError("--runner-option is one runner's: name that one with --runners")
     table = Table()
     method = str(artifact.info.get("method") or Path(path).stem)
     with ExitStack() as opened:
@@ -62,7 +75,8 @@ def bench_artifact(
                 continue
             say(f"preparing {name}")
             try:
-                _add(table, method, artifact, Path(path), name, file_options(name, threads, provider), opened)
+                given = file_options(name, threads, provider) | (options or {})
+                _add(table, method, artifact, Path(path), name, given, opened)
             except InputError as error:
                 if not every:
                     raise
@@ -112,6 +126,9 @@ def _add(
         clips = list(golden[artifact.input_name][::4])
         bare.parity = logits_parity(bare.call, lambda clip: known[clip.tobytes()], clips)
         table.bares[forward] = bare
+
+    for part, call in runner.steps().items() if isinstance(runner, InSteps) else ():
+        table.bares[f"{part} {name}"] = Bare(f"{part} {name}", name, artifact.precision, call)
 
     def step(clip: Array, watch: Stopwatch) -> None:
         runner(clip, None)

@@ -54,13 +54,14 @@ class Row:
 class Bare:
     """A pass alone, in a runner: the network's forward pass, or the selection of a map.
 
-    ``call`` takes and returns NumPy. ``input`` is what it is called with; None: the clips in turn.
+    ``call`` takes NumPy, and returns it where it is compared. ``input`` is what it is called with; None: the clips in
+    turn.
     """
 
     name: str
     runner: str
     precision: str
-    call: Callable[[Array], Array]
+    call: Callable[[Array], Any]
     input: Array | None = None
     memory: dict[str, int | None] = field(default_factory=dict)
     parity: dict[str, Any] | None = None

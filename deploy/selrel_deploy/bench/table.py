@@ -8,6 +8,7 @@ from typing import Any
 SPREAD = ("p50", "p90", "p95", "p99", "min", "max")
 NOTHING = "–"
 # finding of a certificate → mark beside the grade, what it means
+_STEPS = ("to_device", "compute", "back")
 _MARKS = {
     "class_blind": ("*", "class-blind: maps of different classes hardly differ; graded on the frozen clip alone"),
     "up_to_a_factor": ("†", "it scales each map to 0…1: compared up to a factor"),
@@ -22,6 +23,8 @@ def table(result: dict[str, Any]) -> str:
     if forwards:
         parts.append(_forwards(forwards))
     parts.append(_explanations(rows))
+    if steps := [one for one in bare if one["name"].startswith(_STEPS)]:
+        parts.append(_on_device(steps))
     if any(row["ratios"]["selection_over_original"] is not None for row in rows):
         parts.append(_selections(rows))
     parts.append(_end_to_end(rows, result["budget"]))
@@ -57,6 +60,17 @@ def _forwards(bare: Sequence[dict[str, Any]]) -> str:
         logits += "" if parity is None or parity["same_top1"] else ", another class"
         lines.append([one["runner"], one["precision"], *_spread(one["stages"]["call"]), _mb(one["memory"]), logits])
     return grid("Forward pass alone", ["runner", "precision", *SPREAD, "peak MB", "logits' error"], lines, 2)
+
+
+def _on_device(bare: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for one in bare:
+        step = one["name"].removesuffix(f" {one['runner']}").replace("_", " ")
+        lines.append(
+            [step, one["runner"], one["precision"], *(f"{1e3 * one['stages']['call'][p]:.3g}" for p in SPREAD)]
+        )
+    title = "Steps of a call, each waited for, by the processor's clock; copies from and to pinned memory"
+    return grid(title, ["step", "runner", "precision", *SPREAD], lines, 3)
 
 
 def _explanations(rows: Sequence[dict[str, Any]]) -> str:

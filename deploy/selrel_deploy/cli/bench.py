@@ -18,6 +18,7 @@ from ..bench.conditions import cores
 from ..bench.gpu_table import gpu_table
 from ..bench.report import Pacing
 from ..bench.table import table
+from .runner_options import runner_option, settings_of
 
 _LIST = "names with commas between, or all"
 
@@ -32,6 +33,7 @@ _LIST = "names with commas between, or all"
     "--provider",
     help="Of an artifact's runner: provider of ONNX Runtime, device of OpenVINO  [default: the processor]",
 )
+@runner_option
 @click.option(
     "--clips",
     "paths",
@@ -59,6 +61,7 @@ def bench(
     precisions: str,
     artifact: str | None,
     provider: str | None,
+    runner_settings: tuple[str, ...],
     paths: tuple[str, ...],
     budget: float,
     batches: str,
@@ -92,8 +95,11 @@ def bench(
     pacing = Pacing(budget, None if seconds is not None else rounds or (200 if gpu else 32), seconds, paced)
     if artifact is not None:
         _check_artifact_options()
-        result = _artifact(artifact, _names("--runners", runners), paths, pacing, model_settings, provider)
+        settings = settings_of(runner_settings)
+        result = _artifact(artifact, _names("--runners", runners), paths, pacing, model_settings, provider, settings)
     else:
+        if runner_settings:
+            raise InputError("--runner-option goes with --artifact; a model on a GPU is timed in every way there is")
         if provider is not None:
             raise InputError("--provider goes with --artifact; a model on a GPU is timed with --device cuda")
         lists = {"methods": methods, "runners": runners, "precisions": precisions}
@@ -124,10 +130,12 @@ def _artifact(
     pacing: Pacing,
     model_settings: dict[str, Any],
     provider: str | None,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     from ..bench.device import bench_artifact
 
-    return bench_artifact(path, runners, paths, pacing, model_settings["threads"] or cores(), provider, _say)
+    threads = model_settings["threads"] or cores()
+    return bench_artifact(path, runners, paths, pacing, threads, provider, settings, _say)
 
 
 def _network(

@@ -17,7 +17,7 @@ from ..certificate import Case, Certificate, percent
 from ..certificate_clips import synthetic_clips, video_clips
 from ..parity import certify, certify_golden
 from ..runners import Runner
-from .runner_options import describe, open_named, runner_options
+from .runner_options import describe, open_named, runner_options, settings_of
 
 _HEADINGS = ("clip", "target", "output", "error", "max error", "cosine", "Spearman", "sum", "reference", "verdict")
 
@@ -46,6 +46,7 @@ def parity(
     runner: str,
     provider: str | None,
     threads: int | None,
+    runner_settings: tuple[str, ...],
     against: str,
     paths: tuple[str, ...],
     weights: str | None,
@@ -65,7 +66,7 @@ def parity(
         check_writable(json_path)
     # The certificate looks at every case; the runner need not look at one before.
     checks = {"check": False} if runner in ("openvino", "tensorrt") else {}
-    with open_named(artifact, runner, provider, threads, **checks) as run:
+    with open_named(artifact, runner, provider, threads, **settings_of(runner_settings), **checks) as run:
         read: Artifact = run.artifact  # type: ignore[attr-defined]
         if against == "golden":
             certificate, names = certify_golden(run, read, progress), None

@@ -29,7 +29,7 @@ from selrel_zennit.synthetic import demo_frames
 from ..artifact import Artifact
 from ..runners import Runner
 from ..video_run import TOP, Condition, VideoRun, run_video
-from .runner_options import open_named, runner_options
+from .runner_options import open_named, runner_options, settings_of
 
 
 @click.command()
@@ -54,6 +54,7 @@ def run(
     runner: str,
     provider: str | None,
     threads: int | None,
+    runner_settings: tuple[str, ...],
     target: str,
     explain_when: str | None,
     start: int,
@@ -78,7 +79,10 @@ def run(
     if json_path not in (None, "-"):
         check_writable(json_path)
     palette(cmap, level)  # a wrong name fails here, not after the work
-    with open_named(artifact, runner, provider, threads) as opened, staged_folder(out) as folder:
+    with (
+        open_named(artifact, runner, provider, threads, **settings_of(runner_settings)) as opened,
+        staged_folder(out) as folder,
+    ):
         read: Artifact = opened.artifact  # type: ignore[attr-defined]
         names = read.info.get("class_names")
         when = _condition(explain_when, read.num_classes, names)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+
+from selrel_zennit.errors import InputError
 
 from ..runners import RUNNERS, Runner, open_runner
 from ..runners.base import processor
@@ -26,10 +28,34 @@ def runner_options(command: F) -> F:
                 "[default: the processor; with TensorRT cuda:0]",
             ),
             click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads  [default: the runtime's own]"),
+            runner_option,
         )
     ):
         command = option(command)
     return command
+
+
+runner_option = click.option(
+    "--runner-option",
+    "runner_settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the runner, such as tf32=true or (TensorRT) selection=kernel; may be repeated.",
+)
+
+
+def settings_of(texts: Sequence[str]) -> dict[str, Any]:
+    """Return what --runner-option says, each true, false, a whole number or text.
+
+    Raises InputError for what is not NAME=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise InputError(f"--runner-option wants NAME=VALUE, got {text!r}")
+        found[name] = {"true": True, "false": False}.get(value, int(value) if value.isdecimal() else value)
+    return found
 
 
 def open_named(path: str, runner: str, provider: str | None, threads: int | None, **options: Any) -> Runner:

@@ -149,6 +149,29 @@ class TensorRtRunner(Runner):
             self._cuda.wait()
         return self.outputs()
 
+    def steps(self) -> dict[str, Callable[[Clip], None]]:
+        """Return the parts of a call by name, each waiting for the device: for who times them apart.
+
+        They take a checked clip, and go in their order. ``to_device`` copies it from pinned memory, ``back`` copies the
+        outputs to pinned memory.
+        """
+        target = np.full(self.clip_shape[0], -1, np.int64)
+
+        def step(work: Callable[[Clip], None]) -> Callable[[Clip], None]:
+            def call(clip: Clip) -> None:
+                with on_cuda(self.artifact.path.name):
+                    self._cuda.make_current()
+                    work(clip)
+                    self._cuda.wait()
+
+            return call
+
+        return {
+            "to_device": step(lambda clip: self.upload(clip, target)),
+            "compute": step(lambda clip: self.compute()),
+            "back": step(lambda clip: self.download()),
+        }
+
     def run_forward(self, clip: Clip) -> npt.NDArray[Any]:
         """Return the logits; the activations stay on the device."""
         with on_cuda(self.artifact.path.name):
