@@ -165,7 +165,7 @@ def test_sha256(tmp_path):
 
 
 TERMINATED = """
-import sys, time, types
+import signal, sys, time, types
 import click
 from selrel_zennit import cli
 from selrel_zennit.files import atomic_path, staged_folder
@@ -177,6 +177,8 @@ def work():
         print("ready", flush=True)
         time.sleep(60)
 
+# A process that was started in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.modules["work"] = types.SimpleNamespace(work=work)
 cli.COMMANDS["work"] = cli._Entry("work:work", "Work.")
 sys.exit(cli.main(["work"]))
