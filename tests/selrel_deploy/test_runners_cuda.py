@@ -222,6 +222,14 @@ def test_options_of_the_cuda_provider(artifacts: dict[str, Path], cuda_provider:
         open_runner(artifacts["whole"], provider=CUDA, device="cpu")
 
 
+def put_the_processor_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the device, and the graph as it is in place of a compiled one."""
+    monkeypatch.setattr(torch_cuda, "cuda_device", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Stand-in")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(inductor, "compile_frozen", lambda module, *examples: module)
+
+
 def stand_in_for_record(call: Any) -> Any:
     """Return a replay that, as a CUDA graph's, puts what it computes where the recorded call had put it."""
     runner = call.__self__
@@ -238,10 +246,7 @@ def stand_in_for_record(call: Any) -> Any:
 def test_a_replay_after_a_launch_has_outputs_of_its_own(
     graph: ExplanationGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_cuda, "cuda_device", lambda device: torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Stand-in")
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(inductor, "compile_frozen", lambda module, *examples: module)
+    put_the_processor_in_place(monkeypatch)
     monkeypatch.setattr(torch_cuda, "record", stand_in_for_record)
     clips, target = [clip_with_ties(FewLayers.spec, seed) for seed in range(2)], torch.tensor([2])
     with torch.no_grad():
@@ -261,10 +266,7 @@ def test_torch_with_the_processor_in_place_of_the_device(
     graph: ExplanationGraph, runner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the device, its compiler and its graph: test_runners_on_gpu.py has those."""
-    monkeypatch.setattr(torch_cuda, "cuda_device", lambda device: torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Stand-in")
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(inductor, "compile_frozen", lambda module, *examples: module)
+    put_the_processor_in_place(monkeypatch)
     options = {"cuda_graph": False} if runner == "inductor" else {}
     with open_runner(graph, runner, device="cuda", tf32=True, **options) as run:
         assert (run.name, run.device) == (runner, "Stand-in")

@@ -31,9 +31,9 @@ from .gpu_variants import Variant, seconds_of, variants_of
 from .gpu_watch import GpuWatch
 from .network import ALL, CERTIFIED, about_network, known
 from .reference import Remembered, ZennitExplains
-from .report import ENOUGH, FPS, Pacing, Say, parity_figures, silent
+from .report import FPS, Pacing, Say, about_clips, few_samples, parity_figures, silent
 from .timing import Laps, interleave, rounds_for, statistics, warm_up
-from .windows import Windows
+from .windows import LEAST, Windows
 
 Array = npt.NDArray[Any]
 
@@ -138,12 +138,7 @@ def bench_gpu(
         "machine": machine(),
         "gpu": _about(where),
         **about_network(model, selection),
-        "clips": {
-            "source": windows.source,
-            "real": windows.real,
-            "windows": [{"video": video, "start": start} for video, start in windows.places],
-            "fill": {"frames": windows.span, "fps": FPS, "seconds": windows.span / FPS},
-        },
+        "clips": about_clips(windows),
         "budget": pacing.budget,
         "rows": rows,
         "warnings": sorted({text for row in rows for text in row["warnings"]}),
@@ -169,7 +164,9 @@ class _Group:
         self.method, self.batch, self.precision, self.where = method, batch, precision, where
         self.windows, self.pacing, self.selection = windows, pacing, selection
         self.tf32 = precision == TF32
-        example = torch.from_numpy(windows.rotation().read(0)).repeat_interleave(batch, 0)
+        rotation = windows.rotation()
+        self.ready = [rotation.read(index) for index in range(min(len(windows), LEAST))]
+        example = torch.from_numpy(self.ready[0]).repeat_interleave(batch, 0)
         self.graph = compile_explanation(
             build_method(method, model), example, selection, "fp32" if self.tf32 else precision
         )
@@ -226,11 +223,8 @@ class _Group:
         }
 
     def _timed(self, variant: Variant, what: str) -> Callable[[int], Laps]:
-        rotation = self.windows.rotation()
-        clips = [rotation.read(index) for index in range(min(len(self.windows), 16))]
-
         def call(index: int) -> Laps:
-            batch = np.concatenate([clips[(index + place) % len(clips)] for place in range(self.batch)])
+            batch = np.concatenate([self.ready[(index + place) % len(self.ready)] for place in range(self.batch)])
             variant.load(batch)
             return {"device": seconds_of(variant.device_calls[what], self.where, self.tf32)}
 
@@ -274,10 +268,7 @@ def _copies(clip: Array, batch: int, where: torch.device, pacing: Pacing) -> dic
 
 
 def _warnings(row: dict[str, Any], moving: list[str]) -> list[str]:
-    found = []
-    rounds = row["stages"]["explanation"]["n"]
-    if rounds < ENOUGH:
-        found.append(f"{rounds} samples a row: p99 is close to the slowest of them")
+    found = few_samples(row["stages"]["explanation"]["n"])
     if moving:
         found.append(f"{row['runner']} {row['precision']}, batch {row['batch']}: not steady to 10 % after the warm-up")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .table import NOTHING, SPREAD, grid, parity_of
+from .table import NOTHING, SPREAD, fine_ms, grid, parity_of
 
 
 def gpu_table(result: dict[str, Any]) -> str:
@@ -15,7 +15,7 @@ def gpu_table(result: dict[str, Any]) -> str:
     fill = clips["fill"]
     heading = (
         f"{model['model']}{weights} · {len(clips['windows'])} windows: {clips['source']}\n{device}\n"
-        f"A clip fills in {_ms(fill['seconds'])} ms ({fill['frames']} frames at {fill['fps']:g} per second). "
+        f"A clip fills in {fine_ms(fill['seconds'])} ms ({fill['frames']} frames at {fill['fps']:g} per second). "
         f"Times are of a whole batch, in ms, on the device by {result['rows'][0]['clock']}."
     )
     heading += "".join(f"\nWARNING: {text}" for text in result["warnings"])
@@ -32,7 +32,7 @@ def _on_device(rows: list[dict[str, Any]]) -> str:
         lines.append(
             [
                 *_names(row),
-                _ms(stages["forward"]["p50"]),
+                fine_ms(stages["forward"]["p50"]),
                 *_spread(stages["explanation"]),
                 f"{row['ratios']['over_forward']:.2f}",
                 NOTHING if peak is None else f"{peak / 1e6:.0f}",
@@ -53,7 +53,7 @@ def _end_to_end(rows: list[dict[str, Any]], budget: float) -> str:
         lines.append(
             [
                 *_names(row),
-                _ms(stages["read"]["p50"]),
+                fine_ms(stages["read"]["p50"]),
                 *_spread(stages["end_to_end"]),
                 str(row["streams"]["clips_read_elsewhere"]),
                 str(row["streams"]["clips_read_here"]),
@@ -76,9 +76,9 @@ def _copies(result: dict[str, Any]) -> str:
                         str(sizes["batch"]),
                         kind,
                         f"{sizes['bytes_to_device'] / 1e6:.1f}",
-                        *(_ms(sizes[kind]["to_device"][p]) for p in ("p50", "p99")),
+                        *(fine_ms(sizes[kind]["to_device"][p]) for p in ("p50", "p99")),
                         f"{sizes['bytes_back'] / 1e6:.1f}",
-                        *(_ms(sizes[kind]["back"][p]) for p in ("p50", "p99")),
+                        *(fine_ms(sizes[kind]["back"][p]) for p in ("p50", "p99")),
                     ]
                 )
     head = ["batch", "memory", "MB to the device", "p50", "p99", "MB back", "p50", "p99"]
@@ -101,9 +101,4 @@ def _median(sampled: dict[str, Any], name: str) -> str:
 
 
 def _spread(stage: dict[str, Any]) -> list[str]:
-    return [_ms(stage[name]) for name in SPREAD]
-
-
-def _ms(seconds: float) -> str:
-    """Return milliseconds to three digits: a GPU takes parts of one."""
-    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
+    return [fine_ms(stage[name]) for name in SPREAD]

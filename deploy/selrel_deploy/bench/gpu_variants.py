@@ -29,7 +29,6 @@ class Variant:
     """A way to run a graph: ``load`` lays clips on the device, ``device_calls`` are what is timed there."""
 
     runner: Runner
-    tf32: bool
     cuda_graph: bool
     load: Callable[[Array], None]
     device_calls: dict[str, Call]
@@ -63,10 +62,10 @@ def variants_of(
 
     plain: Call = run.enqueue if cuda else lambda: run.run(held[0], target)
     calls: dict[str, Call] = {"forward": forward, "explanation": plain}
-    found = [Variant(run, tf32, False, load, calls, launched if cuda else run, peak)]
+    found = [Variant(run, False, load, calls, launched if cuda else run, peak)]
     if cuda and compiled:
         calls = {"forward": forward.recorded(), "explanation": run.compute}
-        found.append(Variant(run, tf32, True, load, calls, run, peak))
+        found.append(Variant(run, True, load, calls, run, peak))
     return found
 
 

@@ -84,23 +84,17 @@ def measure(
     conditions = watch.stop()
     zennit = {row.method: row.name for row in table.rows if row.runner == "zennit"}
     rows = [row_figures(row, samples, pacing.budget, zennit.get(row.method)) for row in table.rows]
-    fill = windows.span / FPS
     if pacing.paced:
         for row, figures in zip(table.rows, rows, strict=True):
             say(f"paced: {row.name}")
             call = timed_row(row, windows, clock)
-            figures["paced"] = paced(call, len(windows), fill, pacing.budget, clock, rest)
+            figures["paced"] = paced(call, len(windows), windows.span / FPS, pacing.budget, clock, rest)
     done = len(next(iter(samples[table.rows[0].name].values())))
     return {
         "schema": f"selrel-bench {SCHEMA}",
         "machine": machine(),
         **about,
-        "clips": {
-            "source": windows.source,
-            "real": windows.real,
-            "windows": [{"video": video, "start": start} for video, start in windows.places],
-            "fill": {"frames": windows.span, "fps": FPS, "seconds": fill},
-        },
+        "clips": about_clips(windows),
         "budget": pacing.budget,
         "rounds": done,
         "warm_up": warmed,
@@ -110,6 +104,21 @@ def measure(
         "skipped": table.skipped,
         "warnings": _warnings(warmed, conditions, done, len(windows), about["threads"]),
     }
+
+
+def about_clips(windows: Windows) -> dict[str, Any]:
+    """Return which clips are explained, as JSON takes it, and in what time one fills."""
+    return {
+        "source": windows.source,
+        "real": windows.real,
+        "windows": [{"video": video, "start": start} for video, start in windows.places],
+        "fill": {"frames": windows.span, "fps": FPS, "seconds": windows.span / FPS},
+    }
+
+
+def few_samples(rounds: int) -> list[str]:
+    """Return a warning where there are too few samples for a 99th percentile."""
+    return [f"{rounds} samples a row: p99 is close to the slowest of them"] if rounds < ENOUGH else []
 
 
 def silent(text: str) -> None:
@@ -139,6 +148,4 @@ def _warnings(warmed: dict[str, Any], conditions: dict[str, Any], rounds: int, w
         found.append(f"not steady to 10 % after {warmed['seconds']:.0f} s of warm-up: {said}")
     if rounds < windows:
         found.append(f"{rounds} rounds used {rounds} of the {windows} windows")
-    if rounds < ENOUGH:
-        found.append(f"{rounds} samples a row: p99 is close to the slowest of them")
-    return found
+    return found + few_samples(rounds)

@@ -66,9 +66,7 @@ def _on_device(bare: Sequence[dict[str, Any]]) -> str:
     lines = []
     for one in bare:
         step = one["name"].removesuffix(f" {one['runner']}").replace("_", " ")
-        lines.append(
-            [step, one["runner"], one["precision"], *(f"{1e3 * one['stages']['call'][p]:.3g}" for p in SPREAD)]
-        )
+        lines.append([step, one["runner"], one["precision"], *(fine_ms(one["stages"]["call"][p]) for p in SPREAD)])
     title = "Steps of a call, each waited for, by the processor's clock; copies from and to pinned memory"
     return grid(title, ["step", "runner", "precision", *SPREAD], lines, 3)
 
@@ -160,6 +158,11 @@ def _names(row: dict[str, Any]) -> list[str]:
 
 def _spread(stage: dict[str, Any]) -> list[str]:
     return [_ms(stage[name]) for name in SPREAD]
+
+
+def fine_ms(seconds: float) -> str:
+    """Return milliseconds to three digits: a GPU takes parts of one."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
 
 
 def _ms(seconds: float) -> str:
