@@ -1,7 +1,8 @@
 """Reference networks for rules placed by hand: batch norms merged, residual sums as modules, no canonizer.
 
-``reference`` writes a network of the pack down once more: residual networks and I3D module by module, the others as a
-copy of their traced graph. ``explain`` gives every module its rule by its name, and is plain torch for Grad-CAM.
+``reference`` writes a network of the pack down once more: residual networks and I3D module by module, those with gates,
+shifts and an LSTM in hand_placed_frames.py, the others as a copy of their traced graph. ``explain`` gives every module
+its rule by its name, and is plain torch for Grad-CAM.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def merged(convolution: Any, norm: Any) -> nn.Module:
     made = copy.deepcopy(convolution)
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     bias = torch.zeros_like(norm.bias) if made.bias is None else made.bias
-    made.weight = nn.Parameter(made.weight * scale[:, None, None, None, None], requires_grad=False)
+    by_output = scale.reshape(-1, *[1] * (made.weight.ndim - 1))
+    made.weight = nn.Parameter(made.weight * by_output, requires_grad=False)
     made.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias, requires_grad=False)
     return made
 
@@ -80,6 +82,10 @@ def reference(name: str, model: Any) -> tuple[nn.Module, str]:
         return _residual(model, model.conv1, model.bn1, nn.MaxPool3d(3, 2, 1), _block_of_pack)
     if name == "i3d":
         return _inception(model)
+    if name in ("x3d_s", "tsm_resnet50", "resnet50_lstm"):
+        import hand_placed_frames  # which takes merged and Residual from here
+
+        return hand_placed_frames.reference(name, model)
     # The container is gone in a flat graph; what stands behind it is not.
     marked = copy.deepcopy(model)
     marked.set_submodule(model.cam_layer, nn.Sequential(marked.get_submodule(model.cam_layer), nn.Identity()))
@@ -156,20 +162,29 @@ def folded(model: nn.Module) -> fx.GraphModule:
 
 
 def rules(method: str, network: nn.Module, low: torch.Tensor, high: torch.Tensor) -> list[tuple[list[str], Hook]]:
-    """Return (names, rule) for every module of the network, the rules of a method with its default options."""
-    names: dict[str, list[str]] = {"conv": [], "linear": [], "relu": [], "share": []}
-    shares = (Sum, nn.AvgPool3d, nn.AdaptiveAvgPool3d)
-    kinds = (("conv", nn.Conv3d), ("linear", nn.Linear), ("relu", nn.ReLU), ("share", shares))
+    """Return (names, rule) for every module of the network, the rules of a method with its default options.
+
+    A module of the networks in hand_placed_frames.py that is none of torch's or Zennit's says in ``rule`` what its is.
+    """
+    names: dict[str, list[str]] = {"conv": [], "linear": [], "relu": [], "swish": [], "share": []}
+    shares = (Sum, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveAvgPool2d)
+    convolutions = (nn.Conv2d, nn.Conv3d)
+    kinds = (("linear", nn.Linear), ("relu", nn.ReLU), ("swish", nn.SiLU), ("share", shares), ("conv", convolutions))
+    own: list[tuple[list[str], Hook]] = []
     for name, module in network.named_modules():
         for kind, types in kinds:
             if isinstance(module, types):
                 names[kind].append(name)
+        if hasattr(module, "rule"):
+            own.append(([name], module.rule(method)))
     if not names["linear"]:  # S3D and I3D: the class layer is the convolution written down last
         names["linear"] = [names["conv"].pop()]
     first, others = names["conv"][:1], names["conv"][1:]
+    if isinstance(network.get_submodule(first[0]), nn.Conv2d):
+        low, high = low.squeeze(2), high.squeeze(2)
     if method in ("guided_backprop", "guided_gradcam"):
         return [(names["relu"], ReLUGuidedBackprop())]
-    shared = [(names["relu"], Pass()), (names["share"], Norm())]
+    shared = [*own, (names["relu"] + names["swish"], Pass()), (names["share"], Norm())]
     if method == "dtd":
         rule = ZPlus(zero_params="bias")
         return [*shared, (first, ZBox(low, high, zero_params="bias")), (others + names["linear"], rule)]

@@ -1,6 +1,6 @@
 """Turn results into the Markdown tables of the README and the documentation: figures are generated, never typed.
 
-python benchmarks/tables.py [planted …]      writes results/NAME.md from results/NAME.json
+python benchmarks/tables.py [NAME …]      writes results/NAME.md from results/NAME.json
 """
 
 from __future__ import annotations
@@ -185,7 +185,59 @@ def markdown(head: list[str], lines: Iterable[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"planted": planted}
+def networks(result: dict[str, Any]) -> str:
+    """Return the table of networks.json: every network and method, and what was measured of it."""
+    versions, limits = result["machine"]["versions"], result["limits"]
+    lines = [
+        [
+            f"`{name}`",
+            f"`{method}`",
+            "×".join(map(str, row["clip_shape"][2:])),
+            f"{row['hand_placed']:.0e}" if "hand_placed" in row else "–",
+            f"{row['conserved']:.6f}" if "conserved" in row else "–",
+            row.get("grade", "–"),
+            f"{1 - row['cosine']:.0e}" if "cosine" in row else "–",
+            built(row),
+            *(f"{row['over_forward'][runner]:.2f}" if runner in row["over_forward"] else "–" for runner in RUNNERS),
+            f"{row['load_average']:.1f}",
+        ]
+        for name, methods in result["rows"].items()
+        for method, row in methods.items()
+    ]
+    head = [
+        "network",
+        "method",
+        "clip",
+        "to rules by hand",
+        "relevance that arrives, of 1",
+        "certificate",
+        "1 − cosine",
+        "TensorRT-RTX builds",
+        *(f"÷ forward, {runner}" for runner in RUNNERS),
+        "load",
+    ]
+    return (
+        "# Networks of the pack\n\n"
+        "Generated from `networks.json` by `benchmarks/tables.py`. Random weights; rules by hand in float64 on a small "
+        "clip; relevance that arrives where no bias takes any, in X3D-S with what ends in convolutions of one channel, "
+        "whose products are all negative there; the rest in float32 on the clip named, as an artifact in ONNX Runtime "
+        f"against Zennit {versions['zennit']} (torch {versions['torch']}). Limits: {limits['hand_placed']:g} to rules "
+        f"by hand, {limits['conserved']:g} of the relevance, {1 - limits['cosine']:.0e} of the cosine. Time ÷ the "
+        "forward pass of the same runner, medians of calls in turns. `load` is the machine's load average when a "
+        f"row was finished: {result['machine']['threads']} is this measurement alone.\n\n"
+        f"{markdown(head, lines)}"
+    )
+
+
+RUNNERS = ("eager", "onnxruntime")
+
+
+def built(row: dict[str, Any]) -> str:
+    """Return whether TensorRT-RTX built a network; – where it was not tried."""
+    return "–" if row.get("refusals") is None else "no" if row["refusals"] else "yes"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"planted": planted, "networks": networks}
 
 
 def main() -> None:

@@ -156,7 +156,7 @@ class RefuseHiddenSums(TorchFunctionMode):
         """Run one function of torch."""
         summands = [value for value in args if isinstance(value, torch.Tensor) and value.requires_grad]
         if func in _ADDING and len(summands) == 2 and summands[0].shape == summands[1].shape:
-            module = _adding_module()
+            module = running_module()
             if any(module is one for canonizer in self.canonizers for one in canonizer.deciding):
                 raise InputError(
                     f"{type(module).__name__} adds two tensors in a forward that decides by value, where no rule sees "
@@ -165,8 +165,8 @@ class RefuseHiddenSums(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _adding_module() -> nn.Module | None:
-    """Return the module whose method is running."""
+def running_module() -> nn.Module | None:
+    """Return the module whose method is running; for the ``__torch_function__`` of a mode."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         owner = frame.f_locals.get("self")

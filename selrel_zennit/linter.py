@@ -346,12 +346,13 @@ def _is_identity(norm: Any) -> bool:
 
 def _small_losses(flows: list[Flow], total: float, threshold: float) -> Finding:
     """Return what to say where no module loses much, and all together do."""
-    most = max((flow for flow in flows if flow.rule not in _ABSORBING), key=lambda flow: abs(flow.lost))
+    rest = [flow for flow in flows if flow.rule not in _ABSORBING]
+    most = max(rest, key=lambda flow: abs(flow.lost))
     return Finding(
         "not conserved",
         most.module,
         f"{total:.1%} of the relevance arrives, though no module changes it by more than {threshold:.0%}: "
-        f"this one does most, {-most.lost:+.1%}",
+        f"this one does most, {-most.lost:+.1%}; padding between modules {total - 1 + sum(f.lost for f in rest):+.1%}",
     )
 
 

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from zennit.canonizers import Canonizer
 from zennit.composites import DeconvNet, GuidedBackprop
 from zennit.core import Composite, Hook, RemovableHandle, RemovableHandleList
 from zennit.rules import ReLUDeconvNet
 
+from ..canonizers import running_module
 from ..errors import InputError
 from .gradient import Gradient
 from .registry import register_method
 
 RELUS = (nn.ReLU, nn.ReLU6)
+_FUNCTIONS = frozenset(
+    {
+        functional.relu,
+        functional.relu_,
+        functional.relu6,
+        torch.relu,
+        torch.relu_,
+        torch.Tensor.relu,
+        torch.Tensor.relu_,
+    }
+)
 
 
 class GuidedReLU(Hook):
@@ -39,13 +55,61 @@ class GuidedReLU(Hook):
         return (grad_inputs[0].clamp_(min=0),)
 
 
+class _SeesReLUs(TorchFunctionMode):
+    """Raises InputError where a forward calls a ReLU that is no module."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _FUNCTIONS and torch.is_grad_enabled() and not isinstance(module := running_module(), RELUS):
+            raise InputError(
+                f"{type(module).__name__} calls torch.relu, where no guided rule sees it, so that the map would be the "
+                "plain gradient there: use nn.ReLU. gradient and gradcam take any network"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+class RefuseOtherReLUs(Canonizer):
+    """Refuses a network that has ReLUs as modules and as functions too: its map would be guided halfway."""
+
+    def __init__(self) -> None:
+        self.handles: list[Any] = []
+
+    def apply(self, root_module: nn.Module) -> list[Canonizer]:
+        """Watch the network's forward passes; return what ends it."""
+        instance = RefuseOtherReLUs()
+        instance.register(root_module)
+        return [instance]
+
+    def register(self, module: nn.Module) -> None:
+        """Watch one network."""
+        running = ExitStack()
+
+        def enter(module: nn.Module, args: Any) -> None:
+            running.enter_context(_SeesReLUs())
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            running.close()
+
+        self.handles = [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        """End it."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+
 def guided_composite(model: nn.Module) -> Composite:
     """Return Zennit's GuidedBackprop with the lighter rule, for nn.ReLU and nn.ReLU6.
 
     Raises InputError for a network without such modules, where it would be the plain gradient.
     """
     _needs_relus(model)
-    return GuidedBackprop(layer_map=[(RELUS, GuidedReLU())])
+    return GuidedBackprop(layer_map=[(RELUS, GuidedReLU())], canonizers=[RefuseOtherReLUs()])
 
 
 @register_method(
@@ -72,7 +136,7 @@ def guided_backprop(model: nn.Module) -> Gradient:
 def deconvnet(model: nn.Module) -> Gradient:
     """Return the deconvnet, with Zennit's rule. Raises InputError for a network whose ReLUs are not modules."""
     _needs_relus(model)
-    return Gradient(model, DeconvNet(layer_map=[(RELUS, ReLUDeconvNet())]))
+    return Gradient(model, DeconvNet(layer_map=[(RELUS, ReLUDeconvNet())], canonizers=[RefuseOtherReLUs()]))
 
 
 def _needs_relus(model: nn.Module) -> None:

@@ -128,14 +128,21 @@ def dtd_contrastive(model: nn.Module, pool: str = "winner") -> Contrastive:
     rules=True,
     warning=_BIASES,
 )
-def lrp_epsilon_plus(model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None) -> Gradient:
+def lrp_epsilon_plus(
+    model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None, gamma: float | None = None
+) -> Gradient:
     """Return Zennit's EpsilonPlus. ``zero_params="bias"`` drops the biases, which Zennit keeps by default.
 
-    On torchvision's video transformers it is AttnLRPEpsilonPlus, which has rules for attention.
+    On torchvision's video transformers it is AttnLRPEpsilonPlus, which has rules for attention and z⁺ in the layers of
+    each token; ``gamma`` takes the γ-rule there instead. Raises InputError for ``gamma`` on any other network.
     """
     if has_attention(model):
         canonizers = [AttentionCanonizer(), VideoCanonizer()]
-        return Gradient(model, AttnLRPEpsilonPlus(epsilon=epsilon, zero_params=zero_params, canonizers=canonizers))
+        return Gradient(model, AttnLRPEpsilonPlus(epsilon, 1e-6, zero_params, canonizers, gamma))
+    if gamma is not None:
+        raise InputError(
+            "lrp_epsilon_plus takes gamma for networks with attention alone: use lrp_epsilon_gamma_box here"
+        )
     composite = EpsilonPlus(epsilon=epsilon, zero_params=zero_params)
     return Gradient(model, _epsilon_head(model, composite, epsilon, zero_params))
 

@@ -27,6 +27,13 @@ def test_tables_of_the_readme_are_generated(readme_tables):
     assert sorted(found) == sorted(readme_tables.TABLES)
 
 
+def test_pages_of_results_are_generated(readme_tables):
+    tables = sys.modules["tables"]
+    for name, table in tables.TABLES.items():
+        page = (tables.RESULTS / f"{name}.md").read_text(encoding="utf-8")
+        assert page == table(readme_tables.read(name)), f"run python benchmarks/tables.py {name}"
+
+
 def test_a_typed_figure_is_found(readme_tables):
     text = readme_tables.PAGES[0].read_text(encoding="utf-8")
     block = next(readme_tables.BLOCK.finditer(text))

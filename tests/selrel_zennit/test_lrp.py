@@ -265,3 +265,8 @@ def test_dtd_contrastive_takes_any_output_attribution(clip):
     assert norm_relative(both[:1], single) < 1e-3
     with pytest.raises(sr.InputError, match="model with one class"):
         relevance_of("dtd_contrastive", small_c3d(num_classes=1), clip, target=0, classes=1)
+
+
+def test_gamma_of_epsilon_plus_is_for_networks_with_attention():
+    with pytest.raises(sr.InputError, match="with attention alone: use lrp_epsilon_gamma_box"):
+        sr.build_method("lrp_epsilon_plus", sr.load_model("demo"), gamma=0.25)

@@ -54,6 +54,7 @@ def trace(attributor: Attributor, clip: torch.Tensor, selection: Selection) -> f
         _parameters_kept(model),
         nullcontext() if registered else attributor,
         _module_paths(model),
+        _recurrent_steps_seen(),
     ):
         try:
             graph = make_fx(explain)(example, target)
@@ -86,6 +87,28 @@ def _parameters_kept(model: nn.Module) -> Iterator[None]:
         for module, parameters in before:
             module._parameters.clear()
             module._parameters.update(parameters)
+
+
+@contextmanager
+def _recurrent_steps_seen() -> Iterator[None]:
+    """Keep oneDNN out of recurrent modules: its one operation for a whole layer hides the steps it is made of."""
+    before = torch.backends.mkldnn.enabled
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if isinstance(module, nn.RNNBase):
+            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # a property of the module
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, nn.RNNBase):
+            torch.backends.mkldnn.enabled = before
+
+    handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
