@@ -48,12 +48,18 @@ def small_network(name: str, seed: int = 0) -> nn.Module:
             # Theirs is 7×7 wide.
             setattr(model, pool, nn.AdaptiveAvgPool3d(1))
     generator = torch.Generator().manual_seed(seed)
-    for module in model.modules() if name not in _WHOLE else ():
-        _narrow(module, generator)
+    for module in model.modules():
+        if name not in _WHOLE:
+            _narrow(module)
+        if isinstance(module, nn.BatchNorm3d):
+            _trained(module, generator)
+        elif isinstance(module, nn.LSTM):
+            # Features are large, and with weights of that size every gate would be open or shut.
+            module.weight_ih_l0.data /= 50
     return model.eval().requires_grad_(False)
 
 
-def _narrow(module: nn.Module, generator: torch.Generator) -> None:
+def _narrow(module: nn.Module) -> None:
     """Leave an eighth of the channels, but for colours and classes."""
     if isinstance(module, nn.Conv3d):
         module.out_channels = _eighth(module.out_channels)
@@ -68,13 +74,17 @@ def _narrow(module: nn.Module, generator: torch.Generator) -> None:
         module.weight = nn.Parameter(module.weight[:, : module.in_features].clone())
     elif isinstance(module, nn.BatchNorm3d):
         module.num_features = _eighth(module.num_features)
-        for name, low, high in (("running_mean", -0.2, 0.2), ("running_var", 0.5, 1.5)):
-            setattr(module, name, torch.empty(module.num_features).uniform_(low, high, generator=generator))
-        for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.2, 0.2)):
-            values = torch.empty(module.num_features).uniform_(low, high, generator=generator)
-            setattr(module, name, nn.Parameter(values))
     elif type(module).__name__ == "ZeroChannels":
         module.outputs = _eighth(int(module.outputs))  # type: ignore[call-overload]
+
+
+def _trained(norm: nn.BatchNorm3d, generator: torch.Generator) -> None:
+    """Give a batch norm statistics and a scale as after training."""
+    for name, low, high in (("running_mean", -0.2, 0.2), ("running_var", 0.5, 1.5)):
+        setattr(norm, name, torch.empty(norm.num_features).uniform_(low, high, generator=generator))
+    for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.2, 0.2)):
+        values = torch.empty(norm.num_features).uniform_(low, high, generator=generator)
+        setattr(norm, name, nn.Parameter(values))
 
 
 def _eighth(channels: int) -> int:
