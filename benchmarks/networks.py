@@ -60,6 +60,8 @@ IN_TORCH = dict.fromkeys(("swin3d_t", "mvit_v2_s"), ("lrp_epsilon_plus", "gradca
 SMALL = {"s3d": (9, 33), "i3d": (9, 33)}
 # Of their own 128 and 64 frames an explanation takes more than 10 GB; sizes along space are their own.
 FRAMES = {"s3d": 16, "i3d": 16}
+# With drawn statistics features grow from block to block, until every gate is open or shut.
+GATED = ("x3d_s", "resnet50_lstm")
 CLASSES = 400
 LIMITS = {"hand_placed": 1e-9, "conserved": 1e-3, "cosine": 0.99999}
 
@@ -77,10 +79,21 @@ def network(name: str, spec: sr.ClipSpec | None = None) -> Any:
                 (module.bias, -0.2, 0.2),
             ):
                 values.data.uniform_(low, high, generator=generator)
-        elif isinstance(module, nn.LSTM):
-            # Such batch norms let features grow to hundreds, with which every gate would be open or shut.
-            module.weight_ih_l0.data /= 1000
+    if name in GATED:
+        _statistics_of_a_clip(model)
     return model
+
+
+def _statistics_of_a_clip(model: Any) -> None:
+    """Give batch norms the statistics of what reaches them, as training does."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm3d)]
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None
+    with torch.no_grad():
+        model(golden_clip(model.spec))
+    model.eval()
 
 
 def small(name: str) -> Any:
