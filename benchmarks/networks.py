@@ -220,7 +220,7 @@ def in_torch(name: str, method: str, rounds: int) -> dict[str, Any]:
     if method.startswith("lrp"):
         report = lint(model, method, zero_params="bias")
         # The constant of a softmax's expansion and class tokens take shares that are theirs.
-        row |= {"arrives": report.conserved, "conserved": report.conserved + report.absorbed}
+        row |= {"ended": report.absorbed, "conserved": report.conserved + report.absorbed}
         row["findings"] = [f"{finding.module}: {finding.message}" for finding in report.findings]
 
     def forward(clip: torch.Tensor) -> torch.Tensor:
@@ -275,6 +275,8 @@ def main() -> None:
     clips = arguments.clips
     networks = (*NETWORKS, *IN_TORCH) if arguments.networks == "all" else arguments.networks.split(",")
     methods = METHODS if arguments.methods == "all" else arguments.methods.split(",")
+    if unfit := [name for name in networks if name in IN_TORCH and not set(methods) & set(IN_TORCH[name])]:
+        parser.error(f"{unfit[0]} is measured with {', '.join(IN_TORCH[unfit[0]])}")
     try:
         rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
     except FileNotFoundError:
@@ -289,7 +291,7 @@ def main() -> None:
             else:
                 row = {**by_hand(name, method), **compiled(name, method, arguments.threads, arguments.rounds, clips)}
             found = machine(())
-            row |= {name: found[name] for name in ("processor", "commit", "measured")}
+            row |= {key: found[key] for key in ("processor", "commit", "measured")}
             row["load_average"] = os.getloadavg()[0]
             rows.setdefault(name, {})[method] = row
             result = {

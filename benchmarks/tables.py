@@ -195,11 +195,11 @@ def networks(result: dict[str, Any]) -> str:
             "×".join(map(str, row["clip_shape"][2:])),
             f"{row['hand_placed']:.0e}" if "hand_placed" in row else "–",
             f"{row['conserved']:.6f}" if "conserved" in row else "–",
+            f"{row['ended']:.4f}" if "ended" in row else "–",
             row.get("grade", "–"),
             f"{1 - row['cosine']:.0e}" if "cosine" in row else "–",
             built(row),
             *(f"{row['over_forward'][runner]:.2f}" if runner in row["over_forward"] else "–" for runner in RUNNERS),
-            f"{row['load_average']:.1f}",
         ]
         for name, methods in result["rows"].items()
         for method, row in methods.items()
@@ -209,22 +209,23 @@ def networks(result: dict[str, Any]) -> str:
         "method",
         "clip",
         "to rules by hand",
-        "relevance that arrives, of 1",
+        "relevance, of 1",
+        "of it inside",
         "certificate",
         "1 − cosine",
         "TensorRT-RTX builds",
         *(f"÷ forward, {runner}" for runner in RUNNERS),
-        "load",
     ]
     return (
         "# Networks of the pack\n\n"
-        "Generated from `networks.json` by `benchmarks/tables.py`. Random weights; rules by hand in float64 on a small "
-        "clip; relevance that arrives where no bias takes any, in X3D-S with what ends in convolutions of one channel, "
-        "whose products are all negative there; the rest in float32 on the clip named, as an artifact in ONNX Runtime "
-        f"against Zennit {versions['zennit']} (torch {versions['torch']}). Limits: {limits['hand_placed']:g} to rules "
-        f"by hand, {limits['conserved']:g} of the relevance, {1 - limits['cosine']:.0e} of the cosine. Time ÷ the "
-        "forward pass of the same runner, medians of calls in turns. `load` is the machine's load average when a "
-        f"row was finished: {result['machine']['threads']} is this measurement alone.\n\n"
+        f"Generated from `networks.json` by `benchmarks/tables.py`. Random weights, zennit {versions['zennit']}, torch "
+        f"{versions['torch']}. Rules by hand in float64 on a small clip. `relevance` is what arrives at the clip where "
+        "no bias takes any, and what ends inside: in X3D-S at units of single-channel convolutions whose products are "
+        "all negative, in Swin3D and MViT in the constant of the softmax's expansion and the class token. The rest in "
+        "float32 on the clip named, as an artifact in ONNX Runtime against Zennit; Swin3D and MViT do not compile, and "
+        f"are measured in torch. Limits: {limits['hand_placed']:g} to rules by hand, {limits['conserved']:g} of the "
+        f"relevance, {1 - limits['cosine']:.0e} of the cosine. Time ÷ the forward pass of the same runner, medians of "
+        "calls in turns.\n\n"
         f"{markdown(head, lines)}"
     )
 

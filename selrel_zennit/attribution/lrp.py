@@ -121,12 +121,12 @@ def dtd_contrastive(model: nn.Module, pool: str = "winner") -> Contrastive:
 
 @register_method(
     "lrp_epsilon_plus",
-    summary="LRP: z⁺ in convolutions, Epsilon in linear layers (Zennit's EpsilonPlus)",
-    citation="Bach et al. 2015; Montavon et al. 2019; Anders et al. 2021, arXiv 2106.13200 (Zennit)",
+    summary="LRP: z⁺ in convolutions, Epsilon in linear layers (Zennit's EpsilonPlus); AttnLRP in transformers",
+    citation="Bach et al. 2015; Anders et al. 2021, arXiv 2106.13200 (Zennit); Achtibat et al. 2024, arXiv 2402.05602",
     passes=6.0,
     compilable=True,
     rules=True,
-    warning=_BIASES,
+    warning=f"{_BIASES}; in transformers nearly blind to the class, unless gamma=0.25 or so is given",
 )
 def lrp_epsilon_plus(
     model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None, gamma: float | None = None
