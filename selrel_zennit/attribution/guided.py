@@ -20,7 +20,7 @@ from .gradient import Gradient
 from .registry import register_method
 
 RELUS = (nn.ReLU, nn.ReLU6)
-_FUNCTIONS = frozenset(
+_RELU_FUNCTIONS = frozenset(
     {
         functional.relu,
         functional.relu_,
@@ -30,6 +30,10 @@ _FUNCTIONS = frozenset(
         torch.Tensor.relu,
         torch.Tensor.relu_,
     }
+)
+# ReLUs where nothing but a lower end of 0 is given.
+_CLAMPS = frozenset(
+    getattr(owner, name) for owner in (torch, torch.Tensor) for name in ("clamp", "clamp_", "clamp_min", "clamp_min_")
 )
 
 
@@ -61,12 +65,24 @@ class _SeesReLUs(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _FUNCTIONS and torch.is_grad_enabled() and not isinstance(module := running_module(), RELUS):
-            raise InputError(
-                f"{type(module).__name__} calls torch.relu, where no guided rule sees it, so that the map would be the "
-                "plain gradient there: use nn.ReLU. gradient and gradcam take any network"
-            )
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        given = args[0] if args else kwargs.get("input")
+        # Nothing goes back through the others, or through a pass that only names the top class.
+        if _is_relu(func, args, kwargs) and isinstance(given, torch.Tensor) and given.requires_grad:
+            module = running_module()
+            if not isinstance(module, RELUS):
+                raise InputError(
+                    f"{type(module).__name__} calls {func.__name__}, a ReLU that guided rules do not see, and the map "
+                    "would be the plain gradient there: use nn.ReLU. gradient and gradcam take any network"
+                )
+        return func(*args, **kwargs)
+
+
+def _is_relu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if func in _CLAMPS:
+        low, high = (kwargs.get(name, args[at] if len(args) > at else None) for at, name in ((1, "min"), (2, "max")))
+        return isinstance(low, int | float) and low == 0 and high is None
+    return func in _RELU_FUNCTIONS
 
 
 class RefuseOtherReLUs(Canonizer):

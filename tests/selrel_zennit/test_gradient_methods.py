@@ -137,13 +137,6 @@ def test_guided_methods_of_relu6_equal_the_formula(name, rule, inplace):
     assert norm_relative(attribute(name, model, clip).flatten(), expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["guided_backprop", "deconvnet", "guided_gradcam"])
-def test_guided_methods_need_relu_modules(name):
-    model = nn.Sequential(nn.Conv3d(3, 2, 1), nn.SiLU(), nn.Flatten(), nn.Linear(2, 2)).eval()
-    with pytest.raises(sr.InputError, match="need the network's ReLUs as modules"):
-        sr.build_method(name, model, **({"layer": "0"} if name == "guided_gradcam" else {}))
-
-
 # --- SmoothGrad ---
 
 
