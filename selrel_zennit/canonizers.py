@@ -6,174 +6,20 @@ each module's own ``forward`` for additions, at a run on fake tensors (shapes wi
 
 from __future__ import annotations
 
-import operator
-import sys
-from collections.abc import Iterable
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from zennit.canonizers import Canonizer, CompositeCanonizer
-from zennit.layer import Sum
 from zennit.types import BatchNorm, ConvolutionTranspose, Linear
 
 from .dry_run import dry_run
-from .errors import InputError
 from .gates import GateCanonizer, LSTMCanonizer
+from .sums import ResidualSum, SumCanonizer, running_module
 
-_ADDITIONS = frozenset({operator.add, operator.iadd, torch.add})
-_ADDING = frozenset({torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__})
-_ADDING_METHODS = frozenset({"add", "add_"})
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-class ResidualSum(nn.Module):
-    """The sum of two tensors, by Zennit's Sum, so that a rule can share relevance between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sum = Sum()
-
-    def forward(self, first: Any, second: Any) -> Any:
-        """Return first + second; whatever is not two tensors of one shape is added as Python does."""
-        tensors = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
-        if not tensors or first.shape != second.shape:
-            return first + second
-        return self.sum(torch.stack([first, second], dim=-1))
-
-
-class SumCanonizer(Canonizer):
-    """Replaces additions of two tensors, in every ``forward`` that torch.fx can trace, by modules with a Sum inside.
-
-    Zennit's rules are hooks of modules: an addition without one hands its whole relevance to both of its inputs. The
-    modules are named ``canonizer_sum_0``, …; an addition in place becomes one out of place. What fx cannot trace
-    (decisions by value) stays as it is: ``deciding`` holds these modules; RefuseHiddenSums refuses their
-    additions, ``selrel lint`` names them.
-    """
-
-    def __init__(self) -> None:
-        self.module: nn.Module | None = None
-        self.names: list[str] = []
-        self.deciding: list[nn.Module] = []
-
-    def apply(self, root_module: nn.Module) -> list[Canonizer]:
-        """Replace the additions in every module; return what undoes it."""
-        instances: list[Canonizer] = []
-        self.deciding = []
-        try:
-            for module in list(root_module.modules()):
-                try:
-                    traced = _with_sums(module)
-                except fx.proxy.TraceError:
-                    self.deciding.append(module)
-                    continue
-                if traced is not None:
-                    instance = SumCanonizer()
-                    instances.append(instance)
-                    instance.register(module, *traced)
-        except BaseException:
-            for instance in reversed(instances):
-                instance.remove()
-            raise
-        return instances
-
-    def register(self, module: nn.Module, graph: fx.GraphModule, names: list[str]) -> None:
-        """Let the module run the graph from now on."""
-        self.module, self.names = module, names
-        for name in names:
-            module.add_module(name, ResidualSum().train(module.training))
-        # On the module itself, so that parameters and children are those of the moment.
-        object.__setattr__(module, "forward", type(graph).forward.__get__(module))
-
-    def remove(self) -> None:
-        """Give the module its own forward back."""
-        if self.module is not None:
-            object.__delattr__(self.module, "forward")
-            for name in self.names:
-                delattr(self.module, name)
-            self.module = None
-
-
-class _OwnForward(fx.Tracer):
-    """Traces one module's own forward: what its children do is theirs."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _with_sums(module: nn.Module) -> tuple[fx.GraphModule, list[str]] | None:
-    """Return the module's forward as a graph with sums for additions, and their names; None where there are none.
-
-    Raises TraceError for a forward that decides by the values of tensors.
-    """
-    own = isinstance(module, _CONTAINERS) or type(module).__module__.startswith(("torch.nn.", "zennit.", __name__))
-    if own or "forward" in vars(module) or not any(True for _ in module.children()):
-        return None
-    try:
-        graph = _OwnForward().trace(module)
-    except fx.proxy.TraceError:
-        raise
-    except Exception:  # whatever a forward does with something that is no tensor
-        return None
-    names: list[str] = []
-    for node in list(graph.nodes):
-        called = node.op == "call_function" and node.target in _ADDITIONS
-        called |= node.op == "call_method" and node.target in _ADDING_METHODS
-        if called and len(node.args) == 2 and not node.kwargs and all(isinstance(a, fx.Node) for a in node.args):
-            names.append(f"canonizer_sum_{len(names)}")
-            with graph.inserting_before(node):
-                replaced = graph.call_module(names[-1], node.args)
-            node.replace_all_uses_with(replaced)
-            graph.erase_node(node)
-    if not names:
-        return None
-    # The graph calls children by their names; the module is where it looks for them.
-    shell = nn.Module()
-    shell.__dict__.update({key: value for key, value in vars(module).items() if key != "_modules"})
-    shell.__dict__["_modules"] = {**module._modules, **{name: ResidualSum() for name in names}}
-    return fx.GraphModule(shell, graph, type(module).__name__), names
-
-
-class RefuseHiddenSums(TorchFunctionMode):
-    """Inside this context, a forward that decides by value and adds two tensors raises InputError.
-
-    torch.fx cannot trace such a forward, so that SumCanonizer leaves its additions as they are and rules miss them.
-    ``canonizers`` are those of the composite that is, or will be, registered.
-    """
-
-    def __init__(self, canonizers: Iterable[Canonizer]) -> None:
-        super().__init__()
-        inner = [one for each in canonizers for one in getattr(each, "canonizers", [each])]
-        self.canonizers = [one for one in inner if isinstance(one, SumCanonizer)]
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run one function of torch."""
-        summands = [value for value in args if isinstance(value, torch.Tensor) and value.requires_grad]
-        if func in _ADDING and len(summands) == 2 and summands[0].shape == summands[1].shape:
-            module = running_module()
-            if any(module is one for canonizer in self.canonizers for one in canonizer.deciding):
-                raise InputError(
-                    f"{type(module).__name__} adds two tensors in a forward that decides by value, where no rule sees "
-                    "it: use zennit.layer.Sum there; gradient, gradcam and occlusion need no rules"
-                )
-        return func(*args, **(kwargs or {}))
-
-
-def running_module() -> nn.Module | None:
-    """Return the module whose method is running; for the ``__torch_function__`` of a mode."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module):
-            return owner
-        frame = frame.f_back
-    return None
+__all__ = ["BatchNormCanonizer", "ResidualSum", "SumCanonizer", "VideoCanonizer", "neighbours", "running_module"]
 
 
 class BatchNormCanonizer(Canonizer):

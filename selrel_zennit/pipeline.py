@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from zennit.attribution import Attributor
 
 from .attribution import build_method, one_hot, resolve_target
 from .attribution.target import Target
-from .canonizers import RefuseHiddenSums
 from .clip import ClipSpec, Frames
 from .cutting import CutClip, cut, describe_source, freeze
 from .errors import InputError
@@ -90,9 +89,7 @@ def _explain(
         chosen.append(resolve_target(target, logits, class_names))
         return one_hot(chosen[-1], logits.shape[1]).to(logits)
 
-    composite = attributor.composite
-    hidden = RefuseHiddenSums(composite.canonizers) if composite is not None else nullcontext()
-    with hidden, _timed(timings, "forward_backward"):
+    with _timed(timings, "forward_backward"):
         logits, relevance = attributor(clip, initial_relevance)
     if not chosen:
         raise InputError(

@@ -1,5 +1,7 @@
 """Compiled explanations against Zennit's own, on clips with flat regions and exact ties."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -160,7 +162,7 @@ def test_what_cannot_be_compiled_is_named():
     model.add_module("blocks", one_layer(lambda value: value.cumsum(2)))
     with pytest.raises(sr.InputError, match=r"aten\.cumsum\.default .*blocks\.0\)"):
         compile_explanation(ZennitGradient(model.eval()), clip)
-    with pytest.raises(sr.InputError, match="looks at values"):
+    with pytest.raises(sr.InputError, match=r"looks at values .*: write the forward without such decisions"):
         compile_explanation(ZennitGradient(one_layer(lambda value: value * 2 if value.sum() > 0 else value)), clip)
     with pytest.raises(sr.InputError, match="training mode"):
         compile_explanation(ZennitGradient(one_layer(torch.relu).train()), clip)
@@ -170,6 +172,85 @@ def test_what_cannot_be_compiled_is_named():
         compile_explanation(ZennitGradient(one_layer(torch.relu)), clip[0])
     # The model is as it was after every one of these.
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Optional(nn.Module):
+    """A residual network whose sums torch.fx sees, or does not, by what its forward does beside them."""
+
+    spec = sr.ClipSpec(frames=4, short_side=8, crop=8)
+
+    def __init__(self, loops):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.end = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 5))
+        self.loops = loops
+
+    def forward(self, clip, flag=False):
+        low = self.relu1(self.conv1(clip))
+        if flag:
+            return self.end(low)
+        if self.loops:
+            low = torch.stack([low[:, :, step] for step in range(low.shape[2])], 2)
+        return self.end(self.relu2(self.conv2(low) + low))
+
+
+@pytest.mark.parametrize("loops", [False, True])
+def test_a_sum_that_no_rule_sees_gets_no_certificate(loops):
+    """A graph can be made of both, and would agree with the attributor: of a map of twice the relevance too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Optional(loops).double().eval()
+    clip = clip_with_ties(sr.ClipSpec(frames=6, short_side=8, crop=8), 0)[:, :, :4].double()
+    attributor = sr.build_method("dtd", model)
+    zennits = ZennitGradient(model, sr.build_method("dtd", model).composite)
+    if loops:
+        for one in (attributor, zennits):
+            with pytest.raises(sr.InputError, match="Optional adds two tensors in a forward that"):
+                compile_explanation(one, clip, SELECTION)
+            assert not any("forward" in vars(module) for module in model.modules())
+    else:
+        graph = compile_explanation(attributor, clip, SELECTION)
+        agree(graph, attributor, clip, 1e-9)
+        assert float(graph(clip, torch.tensor([1]))[2].sum()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_recurrent_modules_run_in_steps_and_the_backends_are_as_they_were(raises, monkeypatch):
+    """With flags that torch lets no one assign any more, as its own test suite has them."""
+
+    class Frames(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(12, 4, batch_first=True), nn.Linear(4, 5)
+
+        def forward(self, clip):
+            states, _ = self.lstm(clip.transpose(1, 2).flatten(2))
+            return self.fc(states[:, -1])
+
+    def flags():
+        return torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
+
+    model = Frames().eval()
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
+    before = flags()
+    seen = []
+
+    def look(module, args):
+        seen.append(flags())
+        if raises:
+            raise ValueError("planted")
+
+    model.lstm.register_forward_pre_hook(look)
+    model.fc.register_forward_pre_hook(lambda *_: seen.append(flags()))
+    clip = torch.randn(1, 3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="planted") if raises else nullcontext():
+        graph = trace(ZennitGradient(model), clip, SELECTION)
+        # As often as there are frames, for the candidate and for what is shown, in both passes.
+        names = [str(node.target) for node in graph.graph.nodes]
+        assert names.count("aten.tanh.default") + names.count("aten.tanh_.default") == 2 * 2 * 3
+    assert seen == ([(False, False)] if raises else [(False, False), before] * 2)
+    assert flags() == before
 
 
 def test_a_graph_refuses_what_it_was_not_made_for():

@@ -177,10 +177,99 @@ def test_additions_become_sums(build):
     assert_same_state(model, held)
 
 
-def test_a_forward_that_decides_by_value_stays_as_it_is():
+def test_a_forward_that_decides_by_value_computes_the_same_and_has_no_sums():
     model = disturbed(Decides())
-    assert SumCanonizer().apply(model) == []
+    held = state(model)
+    before, after, instances = canonized(SumCanonizer(), model)
+    assert torch.equal(after, before)
+    assert not any(isinstance(module, Sum) for module in model.modules())
+    remove(instances)
+    assert_same_state(model, held)
+
+
+class Shortcut(nn.Module):
+    """Arguments that a call may leave out, and the one that decides what is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 3, 1)
+
+    def forward(self, clip, residual=None, *, twice=False, **more):
+        out = self.conv(clip)
+        if residual is not None:
+            out = torch.add(input=out, other=residual, alpha=1)
+        if twice:
+            out = out + clip
+        return out + more["last"] if more else out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sums"),
+    [
+        ({}, 0),
+        ({"residual": None, "twice": False}, 0),
+        ({"residual": torch.ones(2, *SHAPE, dtype=torch.float64)}, 1),
+        ({"twice": True}, None),
+        ({"last": torch.ones(2, *SHAPE, dtype=torch.float64, requires_grad=True)}, None),
+    ],
+    ids=["left out", "as their defaults", "a tensor", "a flag", "by a name of the caller's"],
+)
+def test_optional_arguments_are_what_the_call_makes_them(arguments, sums):
+    """``sums`` is how many of Zennit's run; None where rules cannot see what is added."""
+    model = disturbed(Shortcut())
+    clip = torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    with torch.no_grad():
+        expected = model(clip, **arguments)
+    calls = []
+    instances = SumCanonizer().apply(model)
+    for module in model.modules():
+        if isinstance(module, Sum):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model(clip, **arguments), expected, rtol=1e-14, atol=1e-14)
+    if sums is None:
+        with pytest.raises(sr.InputError, match="Shortcut adds two tensors in a forward that"):
+            model(clip, **arguments)
+    else:
+        assert len(calls) == sums
+        model(clip, **arguments)
+    remove(instances)
     assert "forward" not in vars(model)
+
+
+class Adds(nn.Module):
+    """No module inside, so that it could be taken for a layer with a rule."""
+
+    def forward(self, first, second):
+        return first + second
+
+
+class Around(nn.Sequential):
+    """A container with a forward of its own."""
+
+    def forward(self, clip):
+        return super().forward(clip) + clip
+
+
+def test_additions_in_leaves_and_containers_become_sums():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.around, self.adds = Around(nn.Conv3d(3, 3, 1), nn.ReLU()), Adds()
+
+        def forward(self, clip):
+            return self.adds(self.around(clip), clip)
+
+    model = disturbed(Both())
+    held = state(model)
+    before, after, instances = canonized(SumCanonizer(), model)
+    assert torch.equal(after, before)
+    assert [name for name, module in model.named_modules() if isinstance(module, Sum)] == [
+        "around.canonizer_sum_0.sum",
+        "adds.canonizer_sum_0.sum",
+    ]
+    remove(instances)
+    assert_same_state(model, held)
 
 
 def test_batch_norms_of_a_network_that_decides_by_value_merge():

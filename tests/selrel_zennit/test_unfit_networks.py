@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from zennit.attribution import Gradient as ZennitGradient
 
 import selrel_zennit as sr
 from selrel_zennit.cli import main
@@ -48,6 +49,22 @@ class ActiveDropout(Network):
 class Decides(Network):
     def middle(self, values):
         return self.relu2(self.conv2(values) + values if values.sum() > -1e9 else values)
+
+
+class Loops(Network):
+    def middle(self, values):
+        frames = [self.conv2(values)[:, :, index] for index in range(values.shape[2])]
+        return self.relu2(torch.stack(frames, 2) + values)
+
+
+class Measures(Network):
+    def middle(self, values):
+        return self.relu2(self.conv2(values) + values if len(values) else values)
+
+
+class Weighs(Network):
+    def middle(self, values):
+        return self.relu2(torch.add(self.conv2(values), other=values, alpha=2))
 
 
 class DecidesOnly(Network):
@@ -144,9 +161,12 @@ FAULTS = {
     "control flow": (
         Decides,
         "dtd",
-        r"Decides adds two tensors in a forward that decides by value, .*: use zennit",
+        r"Decides adds two tensors in a forward that torch\.fx cannot rewrite, .*: use zennit",
         "gradient",
     ),
+    "loop over a size": (Loops, "dtd", "Loops adds two tensors in a forward that torch.fx cannot rewrite", "gradient"),
+    "length": (Measures, "lrp_epsilon_plus", "Measures adds two tensors in a forward that torch.fx", "gradient"),
+    "a multiple": (Weighs, "dtd", "Weighs adds two tensors in a forward that torch.fx cannot rewrite", "gradient"),
     "attention, dtd": (
         attends,
         "dtd",
@@ -168,7 +188,7 @@ FAULTS = {
     "ReLUs of both kinds": (
         lambda: network(HalfGuided),
         "guided_backprop",
-        "HalfGuided calls torch.relu, where no guided rule sees it.*: use nn.ReLU. gradient and gradcam",
+        "HalfGuided calls relu, a ReLU that guided rules do not see.*: use nn.ReLU. gradient and gradcam",
         "gradient",
     ),
 }
@@ -191,7 +211,8 @@ def test_explain_refuses_with_a_sentence_that_says_what_does(fault, noise):
 
 
 # What concerns guided methods alone, and what the linter lists as a finding.
-NOT_LINTED = ("control flow", "no ReLUs", "ReLUs of both kinds")
+HIDDEN_SUMS = ("control flow", "loop over a size", "length", "a multiple")
+NOT_LINTED = (*HIDDEN_SUMS, "no ReLUs", "ReLUs of both kinds")
 
 
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name not in NOT_LINTED])
@@ -202,8 +223,21 @@ def test_the_linter_refuses_in_the_same_words(fault, noise):
         lint(of(build), "dtd", noise.half() if fault == "half" else noise)
 
 
-def test_the_linter_names_a_hidden_sum_that_explain_refuses(noise):
-    assert "addition" in {finding.kind for finding in lint(network(Decides), "dtd", noise).findings}
+@pytest.mark.parametrize("fault", HIDDEN_SUMS)
+def test_the_linter_names_a_hidden_sum_that_explain_refuses(fault, noise):
+    assert "addition" in {finding.kind for finding in lint(of(FAULTS[fault][0]), "dtd", noise).findings}
+
+
+def test_a_hidden_sum_is_refused_by_every_way_to_relevance(noise):
+    model = network(Loops)
+    attributor = sr.build_method("dtd", model)
+    zennits = ZennitGradient(model, attributor.composite)
+    for called in (attributor, zennits, sr.Selective(attributor)):
+        with pytest.raises(sr.InputError, match="Loops adds two tensors"):
+            called(noise, sr.one_hot(0, 5))
+        assert "forward" not in vars(model)
+    with attributor, pytest.raises(sr.InputError, match="Loops adds two tensors"):
+        attributor(noise, sr.one_hot(0, 5))
 
 
 def test_a_forward_that_decides_and_adds_nothing_is_explained(noise):

@@ -62,7 +62,7 @@ def trace(attributor: Attributor, clip: torch.Tensor, selection: Selection) -> f
             if "get value out of a tracing tensor" in str(error):
                 raise InputError(
                     "the attributor or model looks at values of its tensors to decide what to do, "
-                    "which one fixed graph cannot: use a method that `selrel list methods` calls compilable"
+                    "which one fixed graph cannot: write the forward without such decisions, or explain it in torch"
                 ) from error
             raise
         _copy_constants(graph)
@@ -91,22 +91,27 @@ def _parameters_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _recurrent_steps_seen() -> Iterator[None]:
-    """Keep oneDNN out of recurrent modules: its one operation for a whole layer hides the steps it is made of."""
-    before = torch.backends.mkldnn.enabled
+    """Keep oneDNN and cuDNN out of recurrent modules: their one operation for a layer hides the steps it is made of."""
+    before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+
+    # The setters behind torch.backends: its own raise after disable_global_flags, its flags() sets TF32 as well.
+    def switch(mkldnn: bool, cudnn: bool) -> None:
+        torch._C._set_mkldnn_enabled(mkldnn)
+        torch._C._set_cudnn_enabled(cudnn)
 
     def enter(module: nn.Module, args: Any) -> None:
         if isinstance(module, nn.RNNBase):
-            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # a property of the module
+            switch(False, False)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(module, nn.RNNBase):
-            torch.backends.mkldnn.enabled = before
+            switch(*before)
 
     handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        switch(*before)
         for handle in handles:
             handle.remove()
 
