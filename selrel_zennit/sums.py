@@ -225,7 +225,7 @@ class RefuseHiddenSums(TorchFunctionMode):
 def _linted() -> bool:
     """Say whether the linter watches the functions that run: it lists what is found, so that nothing is raised."""
     modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return any(type(mode).__module__.startswith(f"{__package__}.lint") for mode in modes)
+    return any(getattr(mode, "lists_hidden_sums", False) for mode in modes)
 
 
 def running_module() -> nn.Module | None:

@@ -30,7 +30,14 @@ _WITHOUT_RULE = (
 )
 _DROPOUTS = frozenset(
     getattr(functional, name) for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
-) | {torch.dropout, functional.feature_alpha_dropout, torch.alpha_dropout, torch.feature_dropout}
+) | {
+    torch.dropout,
+    functional.feature_alpha_dropout,
+    torch.alpha_dropout,
+    torch.feature_dropout,
+    torch.dropout_,
+    torch.feature_dropout_,
+}
 
 
 def check_network(model: nn.Module) -> None:

@@ -62,23 +62,21 @@ def lint(
             draw(report, Path(temporary), Path(picture).suffix[1:])
     if report.passed:
         return 0
-    print(
-        f"selrel: check failed: {len(report.findings)} findings, {report.conserved:.1%} of the relevance arrives",
-        file=sys.stderr,
-    )
+    print(f"selrel: check failed: {len(report.findings)} findings, {report.total}", file=sys.stderr)
     return 1
 
 
 def _print(report: LintReport) -> None:
-    width = max((len(flow.module) for flow in report.flows), default=6)
-    print(f"{'module':<{width}}  {'kind':<16} {'rule':<10} {'in':>10} {'out':>10} {'lost':>8}")
+    rows = [("module", "kind", "rule", "in", "out", "lost", "")]
     for flow in report.flows:
         lost = f"{flow.lost:+.2%}" if abs(flow.lost) >= 5e-5 else "-"
-        print(
-            f"{flow.module:<{width}}  {flow.kind:<16} {flow.rule or '-':<10} "
-            f"{flow.before:10.4f} {flow.after:10.4f} {lost:>8}"
-        )
-    print(f"{report.method}: {report.conserved:.3%} of the relevance arrives at the clip")
+        sums = (f"{flow.before:.4f}", f"{flow.after:.4f}", lost)
+        rows.append((flow.module, flow.kind, flow.rule or "-", *sums, "kept" if flow.kept else ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{cell:{'<' if i < 3 else '>'}{widths[i]}}" for i, cell in enumerate(row)]
+        print("  ".join(cells).rstrip())
+    print(f"{report.method}: {report.total}")
     for finding in report.findings:
         print(f"{finding.kind}: {finding}")
     if report.passed:
@@ -96,6 +94,10 @@ def draw(report: LintReport, path: Path, kind: str) -> None:
     places = range(len(flows))
     axes.bar(places, [flow.before for flow in flows], width=0.9, color="#c9d3dd", label="reaches the module")
     axes.plot(places, [flow.after for flow in flows], ".", color="#1f4e79", markersize=5, label="leaves it")
+    keeping = [(place, flow.before) for place, flow in enumerate(flows) if flow.kept]
+    if keeping:
+        kept, sums = zip(*keeping, strict=True)
+        axes.bar(kept, sums, width=0.9, color="#e0b25c", label="reaches it; it keeps a share, as its rule has it")
     for place, flow in zip(places, flows, strict=True):
         if flow.module in wrong:
             axes.axvspan(place - 0.5, place + 0.5, color="#d1495b", alpha=0.35, linewidth=0)
@@ -103,6 +105,6 @@ def draw(report: LintReport, path: Path, kind: str) -> None:
     axes.set_xticks(list(places), [flow.module for flow in flows], rotation=90, fontsize=6)
     axes.set_xlim(-0.6, len(flows) - 0.4)
     axes.set_ylabel("relevance, begun with 1")
-    axes.set_title(f"{report.method}: {report.conserved:.1%} arrives; from the logits (left) to the clip", fontsize=9)
+    axes.set_title(f"{report.method}, from the logits (left) to the clip\n{report.total}", fontsize=9)
     axes.legend(fontsize=7, frameon=False, loc="best")
     figure.savefig(path, dpi=120, format=kind)

@@ -3,10 +3,15 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from zennit.attribution import Gradient, SmoothGrad
+from zennit.composites import EpsilonPlus, GuidedBackprop
 
 import selrel_zennit as sr
 from networks import small_c3d
 from selrel_zennit import canonizers
+from selrel_zennit.composites import ContrastiveExcitationBackprop
+from selrel_zennit.gates import Gate
 from selrel_zennit.linter import lint
 
 SPEC = sr.ClipSpec(frames=4, short_side=10, crop=10)
@@ -119,6 +124,112 @@ def test_a_sound_network_passes(method):
     assert abs(report.conserved - 1) < 1e-6
 
 
+def set_to_zero(layer, values):
+    values = layer(values)
+    values[:, 0] = 0
+    return values
+
+
+def by_keywords(layer, values):
+    return torch.add(input=layer(values), other=values) if values.sum() > -1e9 else values
+
+
+# What a forward does instead of relu2(conv2(x) + x): (function of conv2 and x, kind, start of the message).
+FORMS = {
+    "setitem": (set_to_zero, "in place", "setitem works in place"),
+    "relu, inplace=True": (lambda layer, x: F.relu(layer(x), inplace=True), "in place", "relu works in place"),
+    "relu_": (lambda layer, x: layer(x).relu_(), "in place", "relu_ works in place"),
+    "relu_ of what a rule has read": (lambda layer, x: layer(x) * x.relu_(), "in place", "relu_ works in place"),
+    "dropout_": (lambda layer, x: torch.dropout_(layer(x), 0.5, True), "in place", "dropout_ works in place"),
+    "two outputs": (lambda layer, x: layer(x).max(2, keepdim=True)[0], "functional", "max is called"),
+    "sigmoid": (lambda layer, x: torch.sigmoid(layer(x)), "functional", "sigmoid is called"),
+    "softmax": (lambda layer, x: layer(x).softmax(1), "functional", "softmax is called"),
+    "average pool": (lambda layer, x: layer(F.avg_pool3d(x, 2)), "functional", "avg_pool3d is called where no rule"),
+    "mean": (
+        lambda layer, x: layer(x.mean((2, 3, 4), True)),
+        "functional",
+        "mean is called where no rule sees it",
+    ),
+    "keywords": (by_keywords, "addition", "adds two tensors where no rule"),
+    "product by keywords": (lambda layer, x: torch.mul(input=layer(x), other=x), "functional", "mul is called"),
+}
+
+
+class Formed(Sound):
+    """Sound, but for one form in the middle."""
+
+    form = None
+
+    def middle(self, values):
+        return type(self).form(self.conv2, values)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_a_call_is_seen(name):
+    form, kind, message = FORMS[name]
+    torch.manual_seed(1)
+    model = network(type("Formed", (Formed,), {"form": staticmethod(form)}))
+    found = [finding for finding in lint(model).findings if finding.message.startswith(message)]
+    assert [(finding.kind, finding.module) for finding in found] == [(kind, "Formed")]
+
+
+class MeanAtTheEnd(Sound):
+    def forward(self, clip):
+        return self.fc(self.middle(self.relu1(self.norm1(self.conv1(clip)))).mean((2, 3, 4)))
+
+
+class MeanOfLogits(Sound):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Conv3d(4, 5, 1)
+        self.fc.weight.data.abs_()  # so that every position has something to share relevance by
+
+    def forward(self, clip):
+        return self.fc(self.middle(self.relu1(self.norm1(self.conv1(clip))))).mean((2, 3, 4))
+
+
+class Shift(Sound):
+    """Values move by a frame, into a tensor that no rule has read; a last frame stays 0."""
+
+    def middle(self, values):
+        moved = torch.zeros_like(values)
+        moved[:, :2, 1:] = values[:, :2, :-1]
+        moved[:, 2:] = values[:, 2:]
+        return self.relu2(self.conv2(moved))
+
+
+class Gated(Sound):
+    """A gate made by functions: it gets no relevance, so that there is nothing for a rule to see."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = Gate()
+
+    def middle(self, values):
+        return self.relu2(self.conv2(self.gate(values, values.mean((2, 3, 4), keepdim=True).sigmoid())))
+
+
+class Decides(Sound):
+    def middle(self, values):
+        return self.relu2(self.conv2(values)) if values.mT.sum() > -1e9 else values
+
+
+@pytest.mark.parametrize("kind", [MeanAtTheEnd, MeanOfLogits, Shift, Gated, Decides])
+def test_what_changes_no_relevance_is_no_finding(kind):
+    report = lint(network(kind))
+    assert report.findings == []
+    assert report.passed
+
+
+def test_a_softmax_is_the_end_whatever_its_shape():
+    class Reshaped(Sound):
+        def forward(self, clip):
+            return super().forward(clip).softmax(1).reshape(1, 5)
+
+    found = lint(network(Reshaped)).findings
+    assert [finding.kind for finding in found] == ["softmax"]
+
+
 def test_flows_are_what_goes_in_and_out_of_each_module():
     """Of a network of linear layers under z⁺, by hand."""
     model = network(Sound)
@@ -175,7 +286,7 @@ def test_many_small_losses_are_a_finding():
     assert not report.passed
     (finding,) = report.findings
     assert finding.kind == "not conserved"
-    assert "of the relevance arrives, though no module changes it by more than" in finding.message
+    assert "of the relevance arrives at the clip, though no module changes it by more than" in finding.message
 
 
 def test_the_network_is_left_as_it_was():
@@ -197,7 +308,16 @@ def test_c3d_and_a_threshold():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "gradient"}, "gradient places no rules"),
+        (
+            {"method": "gradient"},
+            "gradient places no rules that conserve relevance: lint takes .*dtd, dtd_eps",
+        ),
+        ({"method": "guided_backprop"}, "guided_backprop places no rules that conserve"),
+        ({"method": "deconvnet"}, "deconvnet places no rules that conserve"),
+        ({"method": "guided_gradcam", "layer": "conv2"}, "guided_gradcam places no rules that conserve"),
+        ({"method": "dtd_contrastive"}, "relevance of dtd_contrastive sums to 0, .*: lint dtd, which has its rules"),
+        ({"method": "excitation_backprop", "contrastive": True}, "with contrastive does not end with all"),
+        ({"method": "excitation_backprop", "layer": "conv2"}, "with layer does not end with all"),
         ({"method": "dtt"}, "no method named 'dtt'"),
         ({"threshold": 0}, r"must lie in \(0, 1\), got 0"),
         ({"threshold": 2.0}, r"must lie in \(0, 1\), got 2.0"),
@@ -206,3 +326,46 @@ def test_c3d_and_a_threshold():
 def test_bad_input(arguments, message):
     with pytest.raises(sr.InputError, match=message):
         lint(network(Sound), **arguments)
+
+
+class Against(Gradient):
+    """A contrast that the linter does not know."""
+
+    def forward(self, input, attr_output_fn):
+        return super().forward(input, lambda logits: attr_output_fn(logits) - 1 / logits.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda model: Gradient(model), "Gradient places no rules that conserve"),
+        (lambda model: Gradient(model, GuidedBackprop()), "Gradient places no rules that conserve"),
+        (lambda model: SmoothGrad(model, composite=EpsilonPlus()), "SmoothGrad places no rules that conserve"),
+        (lambda model: Against(model, EpsilonPlus()), "relevance of Against sums to 0, .*: lint its composite with"),
+        (lambda model: sr.build_method("dtd_contrastive", model), "lint dtd, which has its rules"),
+    ],
+)
+def test_attributors_that_do_not_conserve(build, message):
+    with pytest.raises(sr.InputError, match=message) as caught:
+        lint(network(Sound), build(network(Sound)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attributor_that_conserves_is_followed():
+    model = network(Sound)
+    composite = ContrastiveExcitationBackprop(False, canonizers=[canonizers.VideoCanonizer()])
+    assert lint(model, Gradient(model, composite)).passed
+
+
+def test_what_is_lost_between_modules_is_said_to_be_without_a_cause():
+    """Channels that are dropped before the rules that would share with them: nothing that a module does."""
+
+    class Dropping(Sound):
+        def middle(self, values):
+            return self.relu2(torch.cat([values[:, :2], torch.ones_like(values[:, 2:])], 1))
+
+    report = lint(network(Dropping))
+    (finding,) = report.findings
+    between = report.conserved + sum(flow.lost for flow in report.flows) - 1
+    assert between < -0.01
+    assert finding.message.endswith(f"; between modules {between:+.1%}")
