@@ -8,8 +8,14 @@ import pytest
 
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 
-NO_DEVICE = "class cuda:\n    is_available = staticmethod(lambda: False)\n"
-ONE_DEVICE = "class cuda:\n    is_available = staticmethod(lambda: True)\n"
+NO_DEVICE = """
+def manual_seed(seed):
+    pass
+
+class cuda:
+    is_available = staticmethod(lambda: False)
+"""
+ONE_DEVICE = NO_DEVICE.replace("False", "True")
 TESTS = """
 import pytest
 
