@@ -69,7 +69,7 @@ class RelevanceSource:
         """Say in which field another source differs first, and how; None where it is the same."""
         for field in fields(self):
             mine, others = getattr(self, field.name), getattr(other, field.name)
-            if mine != others:
+            if _without_none(mine) != _without_none(others):
                 return f"{field.name.replace('_', ' ')}, {_short(mine)}, not {_short(others)}"
         return None
 
@@ -82,6 +82,11 @@ def _all_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     # A default that changes in a later version must not pass for the old one.
     parameters = list(inspect.signature(METHODS[method].build).parameters.values())[1:]
     return {parameter.name: given.get(parameter.name, parameter.default) for parameter in parameters}
+
+
+def _without_none(value: Any) -> Any:
+    # An option that is None is not given, no more than one that an earlier version did not have.
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, Mapping) else value
 
 
 def _weights(info: Mapping[str, Any], model: nn.Module) -> str:

@@ -140,7 +140,6 @@ FORMS = {
     "relu, inplace=True": (lambda layer, x: F.relu(layer(x), inplace=True), "in place", "relu works in place"),
     "relu_": (lambda layer, x: layer(x).relu_(), "in place", "relu_ works in place"),
     "relu_ of what a rule has read": (lambda layer, x: layer(x) * x.relu_(), "in place", "relu_ works in place"),
-    "dropout_": (lambda layer, x: torch.dropout_(layer(x), 0.5, True), "in place", "dropout_ works in place"),
     "two outputs": (lambda layer, x: layer(x).max(2, keepdim=True)[0], "functional", "max is called"),
     "sigmoid": (lambda layer, x: torch.sigmoid(layer(x)), "functional", "sigmoid is called"),
     "softmax": (lambda layer, x: layer(x).softmax(1), "functional", "softmax is called"),

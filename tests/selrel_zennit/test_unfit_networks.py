@@ -46,6 +46,11 @@ class ActiveDropout(Network):
         return F.dropout(super().middle(values), 0.2)
 
 
+class ActiveDropoutInPlace(Network):
+    def middle(self, values):
+        return torch.dropout_(super().middle(values), 0.2, True)
+
+
 class Decides(Network):
     def middle(self, values):
         return self.relu2(self.conv2(values) + values if values.sum() > -1e9 else values)
@@ -152,6 +157,7 @@ FAULTS = {
         None,
     ),
     "dropout as a function": (ActiveDropout, "gradient", r"dropout is active, .*: write nn\.Dropout", None),
+    "dropout in place": (ActiveDropoutInPlace, "gradient", r"dropout is active, .*: write nn\.Dropout", None),
     "half": (
         half,
         "gradcam",
