@@ -243,8 +243,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"planted": planted, "netwo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(TABLES)} (default: all)")
-    names = parser.parse_args().names or list(TABLES)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(TABLES)} (default: all with results)")
+    names = parser.parse_args().names or [name for name in TABLES if (RESULTS / f"{name}.json").exists()]
     if unknown := [name for name in names if name not in TABLES]:
         parser.error(f"no table {unknown[0]!r}; there are {', '.join(TABLES)}")
     for name in names:
