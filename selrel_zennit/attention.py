@@ -32,9 +32,9 @@ from zennit.layer import Sum
 from zennit.rules import Epsilon, Gamma, Pass, ZPlus
 from zennit.types import Convolution, Linear
 
-from .canonizers import ResidualSum
 from .composites import find_head
 from .errors import InputError
+from .sums import ResidualSum, register_each
 
 Tensor = torch.Tensor
 
@@ -247,19 +247,9 @@ class AttentionCanonizer(Canonizer):
 
     def apply(self, root_module: nn.Module) -> list[Canonizer]:
         """Take all attentions apart; return what undoes it."""
-        instances: list[Canonizer] = []
-        try:
-            for module in list(root_module.modules()):
-                forward = _forward_of(module)
-                if forward is not None and "forward" not in vars(module):
-                    instance = AttentionCanonizer()
-                    instances.append(instance)
-                    instance.register(module, forward)
-        except BaseException:
-            for instance in reversed(instances):
-                instance.remove()
-            raise
-        return instances
+        modules = [module for module in root_module.modules() if "forward" not in vars(module)]
+        found = ((module, _forward_of(module)) for module in modules)
+        return register_each((AttentionCanonizer(), (module, new)) for module, new in found if new is not None)
 
     def register(self, module: Any, forward: Callable[..., Any]) -> None:
         """Let one attention run its modules from now on."""

@@ -17,9 +17,9 @@ from zennit.types import BatchNorm, ConvolutionTranspose, Linear
 
 from .dry_run import dry_run
 from .gates import GateCanonizer, LSTMCanonizer
-from .sums import ResidualSum, SumCanonizer, running_module
+from .sums import ResidualSum, SumCanonizer
 
-__all__ = ["BatchNormCanonizer", "ResidualSum", "SumCanonizer", "VideoCanonizer", "neighbours", "running_module"]
+__all__ = ["BatchNormCanonizer", "ResidualSum", "SumCanonizer", "VideoCanonizer", "neighbours"]
 
 
 class BatchNormCanonizer(Canonizer):

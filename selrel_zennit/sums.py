@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import combinations
 from types import FrameType, MethodType
@@ -48,6 +48,20 @@ class ResidualSum(nn.Module):
         return self.sum(torch.stack([first, second], dim=-1))
 
 
+def register_each(canonizers: Iterable[tuple[Canonizer, tuple[Any, ...]]]) -> list[Canonizer]:
+    """Register canonizers, each with its arguments; return them. Where one raises, those before it are undone."""
+    done: list[Canonizer] = []
+    try:
+        for canonizer, arguments in canonizers:
+            done.append(canonizer)
+            canonizer.register(*arguments)
+    except BaseException:
+        for canonizer in reversed(done):
+            canonizer.remove()
+        raise
+    return done
+
+
 class SumCanonizer(Canonizer):
     """Replaces additions of two tensors, in every ``forward`` that torch.fx can trace, by modules with a Sum inside.
 
@@ -63,19 +77,8 @@ class SumCanonizer(Canonizer):
 
     def apply(self, root_module: nn.Module) -> list[Canonizer]:
         """Replace the additions in every module; return what undoes it."""
-        instances: list[Canonizer] = []
-        try:
-            for module in list(root_module.modules()):
-                replaced = _with_sums(module)
-                if replaced is not None:
-                    instance = SumCanonizer()
-                    instances.append(instance)
-                    instance.register(module, *replaced)
-        except BaseException:
-            for instance in reversed(instances):
-                instance.remove()
-            raise
-        return instances
+        found = ((module, _with_sums(module)) for module in list(root_module.modules()))
+        return register_each((SumCanonizer(), (module, *new)) for module, new in found if new is not None)
 
     def register(self, module: nn.Module, forward: Forward, names: list[str]) -> None:
         """Let the module run this forward from now on, with sums of these names."""

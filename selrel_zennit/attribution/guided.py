@@ -14,8 +14,8 @@ from zennit.composites import DeconvNet, GuidedBackprop
 from zennit.core import Composite, Hook, RemovableHandle, RemovableHandleList
 from zennit.rules import ReLUDeconvNet
 
-from ..canonizers import running_module
 from ..errors import InputError
+from ..sums import running_module
 from .gradient import Gradient
 from .registry import register_method
 
