@@ -48,7 +48,7 @@ def test_the_last_step_of_zbox_is_one_convolution(combined, dtype):
     before, after, graph = combined(zbox, VALUE.to(dtype))
     assert (before, after) == (3, 1)
     # Three channels, one sum of channels, three places of the kernel each.
-    assert [tuple(value.shape) for value in graph.buffers() if value.ndim == 5] == [(12, 5, 3, 3, 1)]
+    assert [tuple(value.shape) for value in graph.buffers() if value.ndim == 5] == [(12, 5, 1, 3, 3)]
 
 
 def test_geometry_is_kept(combined):

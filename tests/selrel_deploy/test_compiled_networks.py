@@ -134,5 +134,5 @@ def test_pools_axis_by_axis_send_ties_where_torch_sends_them(kernel, stride, dil
     pooled = functional.max_pool3d(values, kernel, stride, padding, dilation)
     relevance = torch.randint(1, 9, pooled.shape, generator=generator).double()
     (expected,) = torch.autograd.grad(pooled, values, relevance)
-    found = max_pool_backward(relevance, values.detach(), kernel, stride, padding, [dilation] * 3)
+    found = max_pool_backward(relevance, values.detach(), pooled.detach(), kernel, stride, padding, [dilation] * 3)
     assert torch.equal(found, expected)

@@ -2,7 +2,7 @@
 
 z^B asks for three convolutions of the same relevance at the size of the input, two of them weighted by its bounds, all
 summed over channels: four output channels say it all. And since sixteen cost as much as one (the width of a vector),
-the places of the kernel along the last axis become channels too, to be added up afterwards.
+the places of the kernel along T become channels too, to be added up afterwards.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from .rewriting import add_constant, aten, call, count_convolutions, finish, get
 
 # Up to this many output channels cost as much as one: the width of a vector.
 _MOST_JOINED = 16
+# The first axis after B and C: T, of images H.
+_FIRST = 2
 
 
 def combine(graph: fx.GraphModule) -> int:
@@ -145,25 +147,33 @@ def _sum_weights(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _unroll(graph: fx.GraphModule, node: fx.Node) -> None:
-    """Give each place of a kernel along the last axis output channels of its own, and add them up, shifted."""
+    """Give each place of a kernel along T output channels of its own, and add them up, shifted.
+
+    The convolution pads nothing along T: padded where its kernel is one wide, torch's takes four times as long.
+    """
     args: Any = node.args
-    value, kernel, _, stride, _, dilation, *rest = args
+    value, kernel, _, stride, padding, dilation, *rest = args
     weight = get_constant(graph, str(kernel.target))
-    places, outputs = weight.shape[-1], len(weight)
-    if rest[2] != 1 or stride[-1] != 1 or dilation[-1] != 1 or places == 1 or places * outputs > _MOST_JOINED:
+    places, outputs = weight.shape[_FIRST], len(weight)
+    if rest[2] != 1 or stride[0] != 1 or dilation[0] != 1 or places == 1 or places * outputs > _MOST_JOINED:
         return
-    axis, width = node.meta["val"].ndim - 1, node.meta["val"].shape[-1]
-    cut = torch.cat([weight[..., place : place + 1] for place in range(places)])
+    length, total = value.meta["val"].shape[_FIRST], node.meta["val"].shape[_FIRST]
+    cut = torch.cat(weight.split(1, _FIRST))
     with graph.graph.inserting_before(node):
-        # Of a kernel that is one wide the padding comes out as zeros.
-        terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *args[3:])
+        geometry = (stride, [0, *padding[1:]], dilation, *rest)
+        terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *geometry)
         terms.meta["custom"] = node.meta.get("custom", {})
-        total: Any = None
+        whole: Any = None
         for place in range(places):
+            # What the place adds to t is its term at t + shift; beyond the ends is padding.
+            shift = place - padding[0]
+            start, end = max(shift, 0), min(length, total + shift)
             term = call(graph.graph, aten.slice.Tensor, terms, 1, place * outputs, (place + 1) * outputs)
-            term = call(graph.graph, aten.slice.Tensor, term, axis, place, place + width)
-            total = term if total is None else call(graph.graph, aten.add.Tensor, total, term)
-    node.replace_all_uses_with(total)
+            term = call(graph.graph, aten.slice.Tensor, term, _FIRST, start, end)
+            pads = [0, 0] * (term.meta["val"].ndim - _FIRST - 1) + [start - shift, total + shift - end]
+            term = call(graph.graph, aten.constant_pad_nd.default, term, pads)
+            whole = term if whole is None else call(graph.graph, aten.add.Tensor, whole, term)
+    node.replace_all_uses_with(whole)
 
 
 def _absorb_scale(graph: fx.GraphModule, node: fx.Node) -> None:

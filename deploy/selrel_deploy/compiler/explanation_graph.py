@@ -21,8 +21,9 @@ from .combine import combine
 from .fold import fold, pack_constants
 from .kernels import with_kernels
 from .lower import lower
+from .max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward
 from .precision import lower_precision
-from .rewriting import constant_bytes, count_convolutions, finish
+from .rewriting import constant_bytes, count_convolutions, finish, written_out
 from .signs import eliminate_zeros
 from .simplify import simplify
 from .trace import trace
@@ -49,10 +50,11 @@ class ExplanationGraph:
 
     Called with a clip of ``clip_shape`` and ``dtype`` and targets int64 [B] (−1: the top class), it returns
     ``OUTPUTS`` as a tuple: logits [B,K], explained_target int64 [B], relevance, motion_relevance and mask (bool), each
-    [B,T,H,W]. ``passes`` says what each pass of the compiler did; ``print(graph.module.code)`` shows the graph.
+    [B,T,H,W]. ``for_onnx`` is the same in operations that ONNX runtimes are faster at. ``passes`` says what each pass of the compiler did; ``print(graph.module.code)`` shows the graph.
     """
 
     module: fx.GraphModule
+    for_onnx: fx.GraphModule = field(repr=False)
     clip_shape: tuple[int, ...]
     dtype: torch.dtype
     num_classes: int
@@ -139,9 +141,14 @@ def compile_explanation(
         step(graph)
         report(name, graph)
     logits = graph.graph.output_node().args[0][0].meta["val"]  # type: ignore[index, union-attr]
-    _forget_tracing(graph)
+    forms = [written_out(graph, FIRST_MAXIMA, rule) for rule in (max_pool_backward, by_repeating)]
+    for form in forms:
+        simplify(form)
+        _forget_tracing(form)
+    report("pools", forms[0])
     return ExplanationGraph(
-        graph,
+        forms[0],
+        forms[1],
         tuple(clip.shape),
         clip.dtype,
         int(logits.shape[1]),

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from selrel_zennit.errors import InputError
 
-from .max_pools import max_pool, max_pool_backward
+from .max_pools import FIRST_MAXIMA, max_pool
 from .rewriting import aten, finish, module_of, retrace
 from .separable import adaptive_average, apply_along, interpolation, nearest, pooling
 
@@ -131,7 +131,8 @@ def adaptive_max_pool(input: Tensor, output_size: Sequence[int]) -> tuple[Tensor
 def adaptive_max_pool_backward(gradient: Tensor, input: Tensor, indices: Any) -> Tensor:
     """Return the gradient of the input of an adaptive max pool."""
     kernel = _even_windows(input, gradient.shape[2:])
-    return max_pool_backward(gradient, input, kernel, kernel, [0] * len(kernel), [1] * len(kernel))
+    pooled, _ = adaptive_max_pool(input, gradient.shape[2:])
+    return FIRST_MAXIMA(gradient, input, pooled, kernel, kernel, [0] * len(kernel), [1] * len(kernel))
 
 
 def _even_windows(input: Tensor, output_size: Sequence[int]) -> list[int]:
@@ -155,7 +156,8 @@ def _max_pool_backward(
 ) -> Tensor:
     n = gradient.ndim - 2
     kernel, stride, padding, dilation = (_three(value, n) for value in (kernel, stride or kernel, padding, dilation))
-    return max_pool_backward(gradient, input, kernel, stride, padding, dilation)
+    pooled = max_pool(input, kernel, stride, padding, dilation, ceil_mode)
+    return FIRST_MAXIMA(gradient, input, pooled, kernel, stride, padding, dilation)
 
 
 def _average_pool_backward(
@@ -354,4 +356,4 @@ PLAIN = frozenset(
     maximum mean minimum mm mul ne neg permute pow reciprocal relu remainder reshape round rsqrt scalar_tensor select
     sigmoid sign sin slice split_with_sizes sqrt squeeze sub sum t tanh transpose unsqueeze where
     """.split()  # noqa: SIM905  (a list of 80 lines says no more)
-) | {"<built-in function getitem>"}
+) | {"<built-in function getitem>", "selrel.max_pool_backward"}

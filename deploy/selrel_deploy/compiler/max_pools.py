@@ -1,13 +1,20 @@
-"""Max pools going backward without indices: the first maximum of each window takes it all, as in torch."""
+"""Max pools going backward without indices: the first maximum of each window takes it all, as in torch.
+
+A graph holds each as one operation until it is done. Then it is written out twice, since what torch does fast other
+runtimes do slowly, and the other way round: by ``max_pool_backward`` for torch, by ``by_repeating`` for ONNX.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
+
+from .rewriting import aten
 
 Tensor = torch.Tensor
 
@@ -22,104 +29,174 @@ def max_pool(input: Tensor, kernel: Any, stride: Any, padding: Any, dilation: An
 def max_pool_backward(
     gradient: Tensor,
     input: Tensor,
+    pooled: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """Return the gradient of the input: each window's gradient at its first maximum, summed where windows overlap.
+    """Return the gradient of the input of a pool that gave ``pooled``.
+
+    Each window's gradient lies at its first maximum, summed where windows overlap.
 
     The order is that of torch: T before H before W. In flat regions of real video ties are the rule; a mask by
     equality would hand out relevance twice.
+
+    A pool along W, one along H and one along T, each going backward by itself: the first maximum of a box is the first
+    of its T, in it the first of its H, in it the first of its W, so that ties go where they go without the split; and 27
+    places of a 3×3×3 window are 9.
     """
-    windows = list(gradient.shape[2:])
-    # Where windows do not meet the end of the input, or reach past it (a size rounded up), padding makes them fit.
-    canvas = [
-        max((length - 1) * s + d * (k - 1) + 1, size + p)
-        for length, s, d, k, size, p in zip(windows, stride, dilation, kernel, input.shape[2:], padding, strict=True)
+    axes = [
+        _Axis(axis + 2, gradient.shape[axis + 2], kernel[axis], stride[axis], dilation[axis])
+        for axis in range(len(kernel))
+        if kernel[axis] > 1 or stride[axis] > 1
     ]
-    padded = _pad(input, padding, canvas, float("-inf"))
-    if list(kernel) == list(stride) and all(d == 1 for d in dilation):
-        spread = _apart(gradient, padded, kernel)
-    else:
-        spread = _overlapping(gradient, padded, kernel, stride, dilation)
+    values, seen = _whole_windows(input, gradient, kernel, stride, padding, dilation), []
+    for axis in reversed(axes):
+        places = axis.places(values)
+        largest = reduce(torch.maximum, places)
+        seen.append((places, largest, values.shape[axis.number]))
+        values = axis.closed(largest)
+    for axis, (places, largest, size) in zip(axes, reversed(seen), strict=True):
+        gradient = axis.spread(_shares(axis.opened(gradient), places, largest), size)
+    return _cut_to(gradient, input, padding)
+
+
+def by_repeating(
+    gradient: Tensor,
+    input: Tensor,
+    pooled: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return what max_pool_backward does, by arrays of the input's size: the maxima, repeated, are looked for in it.
+
+    Among several of a window, the one with the lowest place wins a second pool. Where windows overlap, or are not two
+    high and two wide, it is max_pool_backward: to repeat by two in H and W is what runtimes are fast at.
+    """
+    if list(kernel) != list(stride) or list(kernel[-2:]) != [2, 2] or any(d != 1 for d in dilation):
+        return max_pool_backward(gradient, input, pooled, kernel, stride, padding, dilation)
+    values = _whole_windows(input, gradient, kernel, stride, padding, dilation)
+    rank = torch.full([1] * values.ndim, float(math.prod(kernel)), device=values.device)
+    for axis, k in enumerate(kernel):
+        if k > 1:
+            places = torch.arange(values.shape[axis + 2], device=values.device).remainder(k) * math.prod(kernel[axis + 1 :])
+            rank = rank - places.reshape([-1] + [1] * (len(kernel) - 1 - axis))
+    rank = (values == _repeated(pooled, kernel)) * rank
+    first = rank == _repeated(max_pool(rank, kernel, stride, 0, 1, False), kernel)
+    return _cut_to(_repeated(gradient, kernel) * first, input, padding)
+
+
+def _repeated(values: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Repeat every value over its window; H and W by two, as images, which is where runtimes have kernels for it."""
+    if len(kernel) == 3 and kernel[0] > 1:
+        shape = list(values.shape)
+        values = values.unsqueeze(3).expand(*shape[:3], kernel[0], *shape[3:]).flatten(2, 3)
+    height, width = values.shape[-2:]
+    images = values.reshape(len(values), -1, height, width)
+    images = aten.upsample_nearest2d.default(images, [2 * height, 2 * width])
+    return images.reshape(*values.shape[:-2], 2 * height, 2 * width)
+
+
+def _whole_windows(
+    input: Tensor,
+    gradient: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return the input with all its windows inside: padded, and of an axis whose windows lie side by side no rest.
+
+    Where windows do not meet the end of the input, or reach past it (a size rounded up), padding makes them fit.
+    """
+    sizes, windows = input.shape[2:], gradient.shape[2:]
+    settings = list(zip(windows, kernel, stride, padding, dilation, strict=True))
+    reach = [max((length - 1) * s + d * (k - 1) + 1, size + p)
+             for size, (length, k, s, p, d) in zip(sizes, settings, strict=True)]  # fmt: skip
+    values = _pad(input, padding, reach, float("-inf"))
+    for axis, (length, k, s, _, d) in enumerate(settings):
+        if k == s and d == 1:
+            values = values.narrow(axis + 2, 0, length * k)
+    return values
+
+
+def _cut_to(spread: Tensor, input: Tensor, padding: Sequence[int]) -> Tensor:
+    """Return what of the whole windows is the input's, and zeros where they leave a rest of it."""
     for axis, (p, size) in enumerate(zip(padding, input.shape[2:], strict=True)):
         spread = _fit(spread, axis + 2, p, size)
     return spread
 
 
-def _apart(gradient: Tensor, padded: Tensor, kernel: Sequence[int]) -> Tensor:
-    """Windows side by side: see the input as windows, put the gradient where the (first) argmax is."""
-    n, lead, windows = len(kernel), list(gradient.shape[:2]), list(gradient.shape[2:])
-    for axis, (length, k) in enumerate(zip(windows, kernel, strict=True)):
-        padded = padded.narrow(axis + 2, 0, length * k)
-    # [B,C,T,kt,H,kh,W,kw] → [B,C,T,H,W,kt·kh·kw]; rank 8 is the most that TensorRT takes.
-    split = [size for pair in zip(windows, kernel, strict=True) for size in pair]
-    order = [0, 1, *(2 + 2 * axis for axis in range(n)), *(3 + 2 * axis for axis in range(n))]
-    back = [0, 1, *(place for axis in range(n) for place in (2 + axis, 2 + n + axis))]
-    area = 1
-    for k in kernel:
-        area *= k
-    seen = padded.reshape(*lead, *split).permute(order).reshape(*lead, *windows, area)
-    places = torch.arange(area, device=padded.device)
-    first = seen.argmax(-1, keepdim=True) == places
-    spread = torch.where(first, gradient.unsqueeze(-1), 0.0)
-    spread = spread.reshape(*lead, *windows, *kernel).permute(back)
-    return spread.reshape(*lead, *(length * k for length, k in zip(windows, kernel, strict=True)))
+def _shares(gradient: Tensor, places: Sequence[Tensor], largest: Tensor) -> list[Tensor]:
+    """Return what each place of the windows takes: all that is left, where it holds the maximum.
 
-
-def _overlapping(
-    gradient: Tensor, padded: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """Windows that overlap: a pool along W, one along H and one along T, each going backward by itself.
-
-    The first maximum of a box is the first of its T, in it the first of its H, in it the first of its W, so that ties
-    go where they go without the split; and 27 places of a 3×3×3 window are 9.
+    What is left is all or nothing, so the difference is exact, and the last place needs no look: one of them has it.
+    Products, since some runtimes choose between two arrays ten times as slowly as they multiply.
     """
-    axes = [axis for axis, k in enumerate(kernel) if k > 1 or stride[axis] > 1]
-    values = [padded]
-    for axis in reversed(axes[1:]):
-        values.append(_pool_along(values[-1], axis, kernel[axis], stride[axis], dilation[axis]))
-    for axis, value in zip(axes, reversed(values), strict=True):
-        gradient = _along(gradient, value, axis + 2, kernel[axis], stride[axis], dilation[axis])
-    return gradient
+    shares = []
+    for place in places[:-1]:
+        shares.append(gradient * (place == largest))
+        gradient = gradient - shares[-1]
+    return [*shares, gradient]
 
 
-def _pool_along(values: Tensor, axis: int, kernel: int, stride: int, dilation: int) -> Tensor:
-    """Return the maxima of windows along one axis of T, H, W."""
-    settings = [[1] * (values.ndim - 2) for _ in range(3)]
-    for setting, number in zip(settings, (kernel, stride, dilation), strict=True):
-        setting[axis] = number
-    return max_pool(values, settings[0], settings[1], 0, settings[2], False)
+class _Axis(NamedTuple):
+    """A pool along one axis: its number among B, C, T, H, W, the windows along it, and what makes them.
 
-
-def _along(gradient: Tensor, values: Tensor, axis: int, kernel: int, stride: int, dilation: int) -> Tensor:
-    """Hand the gradient of windows along one axis to the first maximum of each: a masked, shifted term per place.
-
-    Places whose distance from the window's start leaves the same rest by the stride share a phase: they fall on the
-    same sublattice of the input. The phases are summed apart and then interleaved.
+    The places of the windows are arrays: the first of every window, the second of every window, and so on.
     """
-    windows, size = gradient.shape[axis], values.shape[axis]
-    offsets = [place * dilation for place in range(kernel)]
-    seen = [_every(values, axis, offset, windows, stride) for offset in offsets]
-    largest = reduce(torch.maximum, seen)
-    reach = -(-size // stride)
-    phases: dict[int, Tensor] = {}
-    taken: Tensor | None = None
-    for offset, value in zip(offsets, seen, strict=True):
-        first = value == largest
-        if taken is not None:
-            first = first & ~taken
-        if offset != offsets[-1]:
-            taken = first if taken is None else taken | first
-        term = _place(torch.where(first, gradient, 0.0), axis, offset // stride, reach)
-        phases[offset % stride] = phases[offset % stride] + term if offset % stride in phases else term
-    if stride == 1:
-        return phases[0]
-    empty = torch.zeros_like(phases[0])
-    spread = torch.stack([phases.get(phase, empty) for phase in range(stride)], axis + 1)
-    spread = spread.reshape(*gradient.shape[:axis], reach * stride, *gradient.shape[axis + 1 :])
-    return spread.narrow(axis, 0, size)
+
+    number: int
+    windows: int
+    kernel: int
+    stride: int
+    dilation: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether windows lie side by side, so that each voxel is in one of them; the axis is then opened into two."""
+        return self.kernel == self.stride and self.dilation == 1
+
+    def opened(self, values: Tensor) -> Tensor:
+        """Give an array of windows the axis along which their places lie."""
+        return values.unsqueeze(self.number + 1) if self.apart else values
+
+    def closed(self, values: Tensor) -> Tensor:
+        """Take it away again."""
+        return values.squeeze(self.number + 1) if self.apart else values
+
+    def places(self, values: Tensor) -> list[Tensor]:
+        """Return the places."""
+        if not self.apart:
+            return [
+                _every(values, self.number, place * self.dilation, self.windows, self.stride)
+                for place in range(self.kernel)
+            ]
+        shape = [*values.shape[: self.number], self.windows, self.kernel, *values.shape[self.number + 1 :]]
+        return list(values.reshape(shape).split(1, self.number + 1))
+
+    def spread(self, shares: list[Tensor], size: int) -> Tensor:
+        """Put the places' shares where they belong on an axis of ``size`` places or, side by side, of all windows.
+
+        Where windows overlap, places whose distance from the window's start leaves the same rest by the stride share a
+        phase: they fall on the same sublattice. The phases are summed apart and then interleaved.
+        """
+        if self.apart:
+            return torch.cat(shares, self.number + 1).flatten(self.number, self.number + 1)
+        reach = -(-size // self.stride)
+        phases: dict[int, Tensor] = {}
+        for place, share in enumerate(shares):
+            start, phase = divmod(place * self.dilation, self.stride)
+            term = _place(share, self.number, start, reach)
+            phases[phase] = phases[phase] + term if phase in phases else term
+        if self.stride == 1:
+            return phases[0]
+        empty = torch.zeros_like(phases[0])
+        spread = torch.stack([phases.get(phase, empty) for phase in range(self.stride)], self.number + 1)
+        return spread.flatten(self.number, self.number + 1).narrow(self.number, 0, size)
 
 
 def _every(values: Tensor, axis: int, start: int, count: int, step: int) -> Tensor:
@@ -155,3 +232,25 @@ def _fit(values: Tensor, axis: int, start: int, size: int) -> Tensor:
         shape[axis] = missing
         values = torch.cat([values, values.new_zeros(shape)], axis)
     return values.narrow(axis, start, size) if (start, size) != (0, values.shape[axis]) else values
+
+
+@torch.library.custom_op("selrel::max_pool_backward", mutates_args=())
+def first_maxima(
+    gradient: Tensor,
+    input: Tensor,
+    pooled: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The one operation: ``max_pool_backward``."""
+    return max_pool_backward(gradient, input, pooled, kernel, stride, padding, dilation).clone()
+
+
+@first_maxima.register_fake
+def _(gradient: Tensor, input: Tensor, *_: Any) -> Tensor:
+    return gradient.new_empty(input.shape)
+
+
+FIRST_MAXIMA = torch.ops.selrel.max_pool_backward.default

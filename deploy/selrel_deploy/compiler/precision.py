@@ -18,6 +18,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers torch
 from selrel_zennit.errors import InputError
 
 from ..precisions import split_precision
+from .max_pools import FIRST_MAXIMA
 from .rewriting import add_constant, aten, call, finish, get_constant, module_of
 from .signs import Sign, find_signs
 
@@ -258,6 +259,9 @@ def _move_casts(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
             continue
+        if node.target == FIRST_MAXIMA:
+            node.args = (node.args[0], *(_narrow(value) or value for value in node.args[1:3]), *node.args[3:])
+            continue
         source = node.args[0] if node.args else None
         narrow = _narrow(source)
         if narrow is None:
@@ -265,8 +269,6 @@ def _move_casts(graph: fx.GraphModule) -> None:
         with graph.graph.inserting_before(node):
             if node.target == aten._to_copy.default and node.meta["val"].dtype == narrow.meta["val"].dtype:
                 made = narrow
-            elif node.target == aten.argmax.default:
-                made = call(graph.graph, node.target, narrow, *node.args[1:], **node.kwargs)
             elif node.target in _CHOOSING and _keeps(node, narrow.meta["val"].dtype):
                 low = call(graph.graph, node.target, narrow, *node.args[1:], **node.kwargs)
                 low.meta["custom"] = node.meta.get("custom", {})

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
+from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 
@@ -67,6 +68,42 @@ class _Replayer(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self.constants[str(target)]
+
+
+def written_out(graph: fx.GraphModule, operation: Any, rule: Callable[..., torch.Tensor]) -> fx.GraphModule:
+    """Return the graph with an operation's calls replaced by what ``rule(*args)`` calls; it shares all constants.
+
+    Arrays that the rule makes of numbers alone become constants.
+    """
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph.graph, {}))
+    made = fx.GraphModule(graph, copy)
+    for node in made.graph.find_nodes(op="call_function", target=operation):
+        given = [value for value in node.args if isinstance(value, fx.Node)]
+        settings = node.args[len(given) :]
+        with FakeTensorMode():
+            examples = [torch.empty(value.meta["val"].shape, dtype=value.meta["val"].dtype) for value in given]
+        traced = make_fx(lambda *values, rest=settings: rule(*values, *rest), tracing_mode="fake")(*examples)
+        known: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), given, strict=True))
+        with made.graph.inserting_before(node):
+            for inner in traced.graph.nodes:
+                if inner.op == "call_function":
+                    known[inner] = _inlined(made, inner, known)
+        node.replace_all_uses_with(known[traced.graph.output_node().args[0]])
+    finish(made)
+    return made
+
+
+def _inlined(graph: fx.GraphModule, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
+    """Return a node like one of another graph; a tensor's value as it is where it depends on no node of this one."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: known[source])  # type: ignore[misc]
+    target: Any = node.target
+    if not any(isinstance(known[source], fx.Node) for source in node.all_input_nodes):
+        return target(*args, **kwargs)
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda value: add_constant(graph, value), (args, kwargs))
+    made = graph.graph.call_function(target, args, kwargs)
+    made.meta["val"] = node.meta["val"]
+    return made
 
 
 def get_constant(graph: fx.GraphModule, name: str) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .max_pools import FIRST_MAXIMA
 from .rewriting import aten, finish, get_constant
 
 
@@ -240,6 +241,7 @@ def _operation(name: str) -> Any:
 
 
 _RULES: dict[Any, Rule] = {
+    FIRST_MAXIMA: _same,
     **{_operation(name): _same for name in _SAME},
     **{_operation(name): _never_negative for name in _NEVER_NEGATIVE},
     aten.abs.default: lambda node, of: Sign.POSITIVE if of(node.args[0]) else Sign.ZERO,

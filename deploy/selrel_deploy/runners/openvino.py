@@ -132,9 +132,39 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _read(core: Any, path: Path) -> Any:
+    """Return a model in which what repeats the voxels of clips is one operation each.
+
+    In an artifact it is several, around the resizing of images that other runtimes are fast at. Their reshapes would make
+    OpenVINO go from channels last to first and back.
+    """
+    from openvino import opset11
+
+    model = core.read_model(str(path))
+    for resized in model.get_ordered_ops():
+        if resized.get_type_name() != "Interpolate" or len(resized.get_output_shape(0)) != 4:
+            continue
+        after = [port.get_node() for port in resized.output(0).get_target_inputs()]
+        source = resized.input_value(0)
+        while source.get_node().get_type_name() in ("Reshape", "Broadcast", "Unsqueeze"):
+            source = source.get_node().input_value(0)
+            if len(source.get_shape()) == 5:
+                break
+        if [node.get_type_name() for node in after] != ["Reshape"] or len(source.get_shape()) != 5:
+            continue
+        attributes = {
+            key: value for key, value in resized.get_attributes().items() if key not in ("pads_begin", "pads_end")
+        }
+        sizes, axes = np.array(after[0].get_output_shape(0)[2:], np.int64), np.array([2, 3, 4], np.int64)
+        whole = opset11.interpolate(source, sizes, axes=axes, **attributes)
+        whole.set_friendly_name(after[0].get_friendly_name())
+        after[0].output(0).replace(whole.output(0))
+    return model
+
+
 def _compiled(core: Any, path: Path, device: str, settings: dict[str, Any]) -> Any:
     try:
-        model = core.compile_model(str(path), device, settings)
+        model = core.compile_model(_read(core, path), device, settings)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1]
         raise InputError(f"{path} does not run in OpenVINO ({first}): try another runner") from None
