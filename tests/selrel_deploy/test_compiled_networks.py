@@ -6,13 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 import selrel_zennit as sr
 from repo.tree import ROOT
 from selrel_deploy import compile_explanation, engine_lint, export, open_runner, read_artifact
 from selrel_deploy.certificate_clips import synthetic_clips
-from selrel_deploy.compiler.max_pools import max_pool_backward
 from selrel_deploy.measures import cosine
 from selrel_deploy.parity import certify
 from selrel_deploy.zennit_reference import zennit_reference
@@ -122,17 +120,3 @@ def test_the_whole_way(name, tmp_path):
     report = engine_lint.build(path)
     assert report.refusals == []
     assert report.plan_bytes["explanation"] > 0
-
-
-@pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (2, 2, 2)), ((2, 3, 1), (1, 2, 2))])
-def test_pools_axis_by_axis_send_ties_where_torch_sends_them(kernel, stride, dilation):
-    """Values of 0 and 1 alone: nearly every window has several maxima. Relevance is whole numbers, so exact."""
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randint(0, 2, (2, 3, 7, 8, 9), generator=generator).double().requires_grad_()
-    padding = [k // 2 for k in kernel]
-    pooled = functional.max_pool3d(values, kernel, stride, padding, dilation)
-    relevance = torch.randint(1, 9, pooled.shape, generator=generator).double()
-    (expected,) = torch.autograd.grad(pooled, values, relevance)
-    found = max_pool_backward(relevance, values.detach(), pooled.detach(), kernel, stride, padding, [dilation] * 3)
-    assert torch.equal(found, expected)

@@ -158,7 +158,7 @@ def _unroll(graph: fx.GraphModule, node: fx.Node) -> None:
     if rest[2] != 1 or stride[0] != 1 or dilation[0] != 1 or places == 1 or places * outputs > _MOST_JOINED:
         return
     length, total = value.meta["val"].shape[_FIRST], node.meta["val"].shape[_FIRST]
-    cut = torch.cat(weight.split(1, _FIRST))
+    cut = torch.cat(torch.split(weight, 1, _FIRST))
     with graph.graph.inserting_before(node):
         geometry = (stride, [0, *padding[1:]], dilation, *rest)
         terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *geometry)

@@ -24,6 +24,7 @@ from .lower import lower
 from .max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward
 from .precision import lower_precision
 from .rewriting import constant_bytes, count_convolutions, finish, written_out
+from .schedule import shorten_lives
 from .signs import eliminate_zeros
 from .simplify import simplify
 from .trace import trace
@@ -50,7 +51,8 @@ class ExplanationGraph:
 
     Called with a clip of ``clip_shape`` and ``dtype`` and targets int64 [B] (−1: the top class), it returns
     ``OUTPUTS`` as a tuple: logits [B,K], explained_target int64 [B], relevance, motion_relevance and mask (bool), each
-    [B,T,H,W]. ``for_onnx`` is the same in operations that ONNX runtimes are faster at. ``passes`` says what each pass of the compiler did; ``print(graph.module.code)`` shows the graph.
+    [B,T,H,W]. ``passes`` says what each pass of the compiler did; ``print(graph.module.code)`` shows the graph.
+    ``for_onnx`` is the same graph in operations that ONNX runtimes are faster at.
     """
 
     module: fx.GraphModule
@@ -144,8 +146,10 @@ def compile_explanation(
     forms = [written_out(graph, FIRST_MAXIMA, rule) for rule in (max_pool_backward, by_repeating)]
     for form in forms:
         simplify(form)
-        _forget_tracing(form)
+        shorten_lives(form)
     report("pools", forms[0])
+    for form in forms:
+        _forget_tracing(form)
     return ExplanationGraph(
         forms[0],
         forms[1],

@@ -132,7 +132,8 @@ def adaptive_max_pool_backward(gradient: Tensor, input: Tensor, indices: Any) ->
     """Return the gradient of the input of an adaptive max pool."""
     kernel = _even_windows(input, gradient.shape[2:])
     pooled, _ = adaptive_max_pool(input, gradient.shape[2:])
-    return FIRST_MAXIMA(gradient, input, pooled, kernel, kernel, [0] * len(kernel), [1] * len(kernel))
+    spread: Tensor = FIRST_MAXIMA(gradient, input, pooled, kernel, kernel, [0] * len(kernel), [1] * len(kernel))
+    return spread
 
 
 def _even_windows(input: Tensor, output_size: Sequence[int]) -> list[int]:
@@ -157,7 +158,8 @@ def _max_pool_backward(
     n = gradient.ndim - 2
     kernel, stride, padding, dilation = (_three(value, n) for value in (kernel, stride or kernel, padding, dilation))
     pooled = max_pool(input, kernel, stride, padding, dilation, ceil_mode)
-    return FIRST_MAXIMA(gradient, input, pooled, kernel, stride, padding, dilation)
+    spread: Tensor = FIRST_MAXIMA(gradient, input, pooled, kernel, stride, padding, dilation)
+    return spread
 
 
 def _average_pool_backward(

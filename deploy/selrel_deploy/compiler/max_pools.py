@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from .rewriting import aten
-
 Tensor = torch.Tensor
 
 
@@ -43,8 +41,8 @@ def max_pool_backward(
     equality would hand out relevance twice.
 
     A pool along W, one along H and one along T, each going backward by itself: the first maximum of a box is the first
-    of its T, in it the first of its H, in it the first of its W, so that ties go where they go without the split; and 27
-    places of a 3×3×3 window are 9.
+    of its T, in it the first of its H, in it the first of its W, so that ties go where they go without the split; and
+    27 places of a 3×3×3 window are 9.
     """
     axes = [
         _Axis(axis + 2, gradient.shape[axis + 2], kernel[axis], stride[axis], dilation[axis])
@@ -82,8 +80,9 @@ def by_repeating(
     rank = torch.full([1] * values.ndim, float(math.prod(kernel)), device=values.device)
     for axis, k in enumerate(kernel):
         if k > 1:
-            places = torch.arange(values.shape[axis + 2], device=values.device).remainder(k) * math.prod(kernel[axis + 1 :])
-            rank = rank - places.reshape([-1] + [1] * (len(kernel) - 1 - axis))
+            inner = kernel[axis + 1 :]
+            places = torch.arange(values.shape[axis + 2], device=values.device).remainder(k) * math.prod(inner)
+            rank = rank - places.reshape([-1] + [1] * len(inner))
     rank = (values == _repeated(pooled, kernel)) * rank
     first = rank == _repeated(max_pool(rank, kernel, stride, 0, 1, False), kernel)
     return _cut_to(_repeated(gradient, kernel) * first, input, padding)
@@ -96,7 +95,7 @@ def _repeated(values: Tensor, kernel: Sequence[int]) -> Tensor:
         values = values.unsqueeze(3).expand(*shape[:3], kernel[0], *shape[3:]).flatten(2, 3)
     height, width = values.shape[-2:]
     images = values.reshape(len(values), -1, height, width)
-    images = aten.upsample_nearest2d.default(images, [2 * height, 2 * width])
+    images = functional.interpolate(images, (2 * height, 2 * width), mode="nearest")
     return images.reshape(*values.shape[:-2], 2 * height, 2 * width)
 
 
@@ -176,7 +175,7 @@ class _Axis(NamedTuple):
                 for place in range(self.kernel)
             ]
         shape = [*values.shape[: self.number], self.windows, self.kernel, *values.shape[self.number + 1 :]]
-        return list(values.reshape(shape).split(1, self.number + 1))
+        return list(torch.split(values.reshape(shape), 1, self.number + 1))
 
     def spread(self, shares: list[Tensor], size: int) -> Tensor:
         """Put the places' shares where they belong on an axis of ``size`` places or, side by side, of all windows.

@@ -89,14 +89,16 @@ def written_out(graph: fx.GraphModule, operation: Any, rule: Callable[..., torch
             for inner in traced.graph.nodes:
                 if inner.op == "call_function":
                     known[inner] = _inlined(made, inner, known)
-        node.replace_all_uses_with(known[traced.graph.output_node().args[0]])
+        result: Any = traced.graph.output_node().args[0]
+        node.replace_all_uses_with(known[result])
     finish(made)
     return made
 
 
 def _inlined(graph: fx.GraphModule, node: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
     """Return a node like one of another graph; a tensor's value as it is where it depends on no node of this one."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: known[source])  # type: ignore[misc]
+    args: Any
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: known[source])
     target: Any = node.target
     if not any(isinstance(known[source], fx.Node) for source in node.all_input_nodes):
         return target(*args, **kwargs)

@@ -135,8 +135,8 @@ def _cores() -> int:
 def _read(core: Any, path: Path) -> Any:
     """Return a model in which what repeats the voxels of clips is one operation each.
 
-    In an artifact it is several, around the resizing of images that other runtimes are fast at. Their reshapes would make
-    OpenVINO go from channels last to first and back.
+    In an artifact it is several, around the resizing of images that other runtimes are fast at. Their reshapes would
+    make OpenVINO go from channels last to first and back.
     """
     from openvino import opset11
 
