@@ -70,7 +70,7 @@ def test_relevance_stays_close(graphs, precision):
     graph = graphs[precision]
     forward, low = split_precision(precision)
     assert graph.precision == precision
-    assert [report.name for report in graph.passes][-2:] == ["precision", "simplify"]
+    assert [report.name for report in graph.passes][-3:] == ["precision", "simplify", "pools"]
     limit = LIMITS[low] if forward == "fp32" else 0.1
     for seed in range(3):
         clip = clip_with_ties(SPEC, seed)
@@ -116,7 +116,7 @@ def test_int8_is_for_what_cannot_cancel(graphs, precision):
     weights = [value for value in graph.buffers() if value.dtype == torch.int8 and value.ndim == 5]
     assert len(weights) == 4
     assert min(int(value.min()) for value in weights) >= 0
-    assert max(int(value.max()) for value in weights) == 127
+    assert max(int(value.max()) for value in weights) == 63
 
 
 def test_int8_where_relevance_may_cancel_is_refused():
@@ -177,6 +177,8 @@ def test_the_eager_runner_computes_in_int8(graphs, precision):
 def test_int8_convolution_by_hand(dtype):
     rng = np.random.default_rng(1)
     values, weight = rng.integers(0, 256, (2, 5, 6, 7)), rng.random((3, 2, 3, 3, 3)).astype(np.float32)
+    # The largest values there are, and pairs of them: a processor without VNNI must not saturate.
+    values[:, 2:4], weight[0] = 255, 1
     steps, scales = quantised_weight(torch.from_numpy(weight))
     assert np.abs(steps.numpy() * scales.numpy()[:, None, None, None, None] - weight).max() <= scales.max() / 2 + 1e-7
     expected = [
