@@ -120,7 +120,7 @@ def main() -> None:
             if precision in EAGER:
                 timed[f"eager {precision}"] = lambda eager=eager: eager(clips[0], TOP)
             if precision in TIMED:
-                runs["inductor"] = compile_frozen(eager, clips[0], TOP)
+                runs["inductor"] = compile_frozen(graph.compilable, clips[0], TOP)
                 forward = compile_frozen(outputs_alone(graph.runnable, "logits"), clips[0], TOP)
                 timed[f"inductor forward {precision}"] = lambda forward=forward: forward(clips[0], TOP)
                 timed[f"inductor {precision}"] = lambda run=runs["inductor"]: run(clips[0], TOP)
@@ -130,7 +130,7 @@ def main() -> None:
                 frozen = [
                     distance(eager(clip, right[1])[2], right[2]) for clip, right in zip(still, references, strict=True)
                 ]
-                alone = outputs_alone(graph.runnable, "logits", "explained_target", "relevance")
+                alone = outputs_alone(graph.compilable, "logits", "explained_target", "relevance")
                 relevance_alone = compile_frozen(alone, clips[0], TOP)
                 timed["inductor fp32 without selection"] = lambda run=relevance_alone: run(clips[0], TOP)
             accurate[precision] = {

@@ -1,4 +1,4 @@
-"""Max pools going backward, in the form for torch and in the form for ONNX: relevance goes where torch sends it."""
+"""Max pools going backward, in the form for eager and in that for compilers: relevance goes where torch sends it."""
 
 import pytest
 import torch

@@ -52,11 +52,11 @@ class ExplanationGraph:
     Called with a clip of ``clip_shape`` and ``dtype`` and targets int64 [B] (−1: the top class), it returns
     ``OUTPUTS`` as a tuple: logits [B,K], explained_target int64 [B], relevance, motion_relevance and mask (bool), each
     [B,T,H,W]. ``passes`` says what each pass of the compiler did; ``print(graph.module.code)`` shows the graph.
-    ``for_onnx`` is the same graph in operations that ONNX runtimes are faster at.
+    ``for_compilers`` is the same graph in operations that inductor and ONNX runtimes are faster at.
     """
 
     module: fx.GraphModule
-    for_onnx: fx.GraphModule = field(repr=False)
+    for_compilers: fx.GraphModule = field(repr=False)
     clip_shape: tuple[int, ...]
     dtype: torch.dtype
     num_classes: int
@@ -87,6 +87,11 @@ class ExplanationGraph:
     def runnable(self) -> fx.GraphModule:
         """The module as this machine computes it, unchecked: ``with_kernels``."""
         return with_kernels(self.module)
+
+    @cached_property
+    def compilable(self) -> fx.GraphModule:
+        """The same for torch.compile."""
+        return with_kernels(self.for_compilers)
 
 
 def compile_explanation(

@@ -1,7 +1,7 @@
 """Max pools going backward without indices: the first maximum of each window takes it all, as in torch.
 
-A graph holds each as one operation until it is done. Then it is written out twice, since what torch does fast other
-runtimes do slowly, and the other way round: by ``max_pool_backward`` for torch, by ``by_repeating`` for ONNX.
+A graph holds each as one operation until it is done. Then it is written out twice: by ``max_pool_backward`` for torch
+operation by operation, and by ``by_repeating`` for inductor and for ONNX. What is fast in one is slow in the other.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def by_repeating(
     """Return what max_pool_backward does, by arrays of the input's size: the maxima, repeated, are looked for in it.
 
     Among several of a window, the one with the lowest place wins a second pool. Where windows overlap, or are not two
-    high and two wide, it is max_pool_backward: to repeat by two in H and W is what runtimes are fast at.
+    high and two wide, it is max_pool_backward: to repeat by two in H and W is what ONNX runtimes are fast at.
     """
     if list(kernel) != list(stride) or list(kernel[-2:]) != [2, 2] or any(d != 1 for d in dilation):
         return max_pool_backward(gradient, input, pooled, kernel, stride, padding, dilation)
