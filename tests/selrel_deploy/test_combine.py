@@ -51,12 +51,21 @@ def test_the_last_step_of_zbox_is_one_convolution(combined, dtype):
     assert [tuple(value.shape) for value in graph.buffers() if value.ndim == 5] == [(12, 5, 1, 3, 3)]
 
 
+def padded(kernel, padding):
+    return lambda value: conv3d(value, kernel, padding=padding)
+
+
 def test_geometry_is_kept(combined):
     kernel = weights(2, 5, 2, 3, 5)
     assert combined(lambda value: conv3d(value, kernel, padding=(1, 0, 2)), VALUE)[:2] == (1, 1)
     assert combined(lambda value: conv3d(value, kernel, padding=(0, 2, 3), dilation=(2, 1, 1)), VALUE)[:2] == (1, 1)
     assert combined(lambda value: conv3d(value, kernel, stride=(1, 2, 1)), VALUE)[:2] == (1, 1)
     assert combined(lambda value: conv3d(value, kernel, stride=2, padding=2, dilation=(1, 1, 2)), VALUE)[:2] == (1, 1)
+    # Places of the kernel that see padding alone.
+    for frames, places in ((1, 3), (1, 5), (2, 7), (4, 1)):
+        long, padding = weights(2, 5, places, 3, 3), (max(places // 2, 1), 1, 1)
+        value = torch.zeros(2, 5, frames, 6, 7, dtype=torch.float64)
+        assert combined(padded(long, padding), value)[:2] == (1, 1)
     grouped = weights(5, 1, 3, 3, 3)
     assert combined(lambda value: conv3d(value, grouped, groups=5), VALUE)[:2] == (1, 1)
 

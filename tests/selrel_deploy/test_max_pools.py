@@ -69,6 +69,33 @@ def test_images_and_windows_that_reach_past_the_end(form, ceil_mode):
         assert torch.equal(found, expected)
 
 
+@FORMS
+@pytest.mark.parametrize("spoiled", [0.0, float("nan")], ids=["rounded otherwise", "nan"])
+def test_one_winner_also_where_no_value_is_the_maximum(form, spoiled):
+    generator = torch.Generator().manual_seed(3)
+    values = torch.rand(1, 2, 4, 6, 8, generator=generator)
+    pooled = functional.max_pool3d(values, 2)
+    relevance = torch.rand(pooled.shape, generator=generator)
+    if spoiled:
+        values = values * spoiled
+    found = form(relevance, values, torch.nextafter(pooled, pooled + 1), [2] * 3, [2] * 3, [0] * 3, [1] * 3)
+    torch.testing.assert_close(functional.avg_pool3d(found, 2, divisor_override=1), relevance, rtol=0, atol=0)
+    assert int((found != 0).sum()) == relevance.numel()
+
+
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_of_few_bits_with_relevance_of_many(form, dtype):
+    generator = torch.Generator().manual_seed(4)
+    values = torch.rand(1, 2, 4, 6, 8, generator=generator).to(dtype)
+    pooled = functional.max_pool3d(values.float(), 2).to(dtype)
+    relevance = torch.rand(pooled.shape, generator=generator)
+    settings = ([2] * 3, [2] * 3, [0] * 3, [1] * 3)
+    found = form(relevance, values, pooled, *settings)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, max_pool_backward(relevance, values.float(), pooled.float(), *settings))
+
+
 def pool_and_back(values, relevance):
     pooled = functional.max_pool3d(values.relu(), (2, 2, 2))
     return FIRST_MAXIMA(relevance, values.relu(), pooled, [2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1])

@@ -250,6 +250,42 @@ def test_openvino_runs_in_float32_or_not_at_all(exported):
         open_runner(path, "openvino", provider="CPU")
 
 
+def test_openvino_repeats_voxels_of_clips_at_once(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+    from selrel_deploy.runners.openvino import _read
+
+    def images(model):
+        return [
+            op for op in model.get_ops() if op.get_type_name() == "Interpolate" and len(op.get_output_shape(0)) == 4
+        ]
+
+    model = small_c3d(width=2, hidden=4)
+    graph = compile_explanation(sr.build_method("dtd", model), torch.zeros(1, *model.spec.shape))
+    path, core = export(graph, tmp_path / "dtd.onnx"), openvino.Core()
+    # Three of each of the five max pools: the maxima, the ranks, the relevance.
+    assert len(images(core.read_model(path))) == 15
+    assert images(_read(core, path)) == []
+    with open_runner(path, "openvino", threads=2) as run, open_runner(graph, "eager") as eager:
+        clip = clip_with_ties(model.spec, 1).numpy()
+        assert norm_relative(*(torch.from_numpy(runner(clip).relevance) for runner in (run, eager))) <= 1e-3
+
+    class Resized(torch.nn.Module):
+        def __init__(self, mode):
+            super().__init__()
+            self.mode = mode
+
+        def forward(self, clip):
+            frames = clip.reshape(1, 6, 4, 4)
+            wide = torch.nn.functional.interpolate(frames, (8, 8), mode=self.mode)
+            return wide.reshape(1, 3, 2, 8, 8) if self.mode == "bilinear" else wide.reshape(1, 2, 3, 8, 8)
+
+    # Neither another interpolation nor other axes after it.
+    for mode in ("bilinear", "nearest"):
+        other = tmp_path / f"{mode}.onnx"
+        torch.onnx.export(Resized(mode), (torch.zeros(1, 3, 2, 4, 4),), other, dynamo=True, verbose=False)
+        assert len(images(_read(core, other))) == 1
+
+
 def test_openvino_is_checked_against_a_golden_case(small, monkeypatch):
     pytest.importorskip("openvino", reason="needs the extra openvino")
     from selrel_deploy.runners.openvino import OpenVinoRunner

@@ -16,8 +16,6 @@ from .rewriting import add_constant, aten, call, count_convolutions, finish, get
 
 # Up to this many output channels cost as much as one: the width of a vector.
 _MOST_JOINED = 16
-# The first axis after B and C: T, of images H.
-_FIRST = 2
 
 
 def combine(graph: fx.GraphModule) -> int:
@@ -147,30 +145,38 @@ def _sum_weights(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _unroll(graph: fx.GraphModule, node: fx.Node) -> None:
-    """Give each place of a kernel along T output channels of its own, and add them up, shifted.
+    """Give each place of a kernel along its first long axis output channels of its own, and add them up, shifted.
 
-    The convolution pads nothing along T: padded where its kernel is one wide, torch's takes four times as long.
+    The convolution pads nothing along that axis: padded where its kernel is one wide, torch's takes four times as long.
     """
     args: Any = node.args
     value, kernel, _, stride, padding, dilation, *rest = args
     weight = get_constant(graph, str(kernel.target))
-    places, outputs = weight.shape[_FIRST], len(weight)
-    if rest[2] != 1 or stride[0] != 1 or dilation[0] != 1 or places == 1 or places * outputs > _MOST_JOINED:
+    n = weight.ndim - 2
+    stride, padding, dilation = (list(given) * n if len(given) == 1 else list(given) for given in args[3:6])
+    axis = next((axis for axis in range(2, n + 2) if weight.shape[axis] > 1), None)
+    if axis is None or rest[2] != 1 or stride[axis - 2] != 1 or dilation[axis - 2] != 1:
         return
-    length, total = value.meta["val"].shape[_FIRST], node.meta["val"].shape[_FIRST]
-    cut = torch.cat(torch.split(weight, 1, _FIRST))
+    places, outputs = weight.shape[axis], len(weight)
+    if places * outputs > _MOST_JOINED:
+        return
+    length, total = value.meta["val"].shape[axis], node.meta["val"].shape[axis]
+    before, padding[axis - 2] = padding[axis - 2], 0
+    cut = torch.cat(torch.split(weight, 1, axis))
     with graph.graph.inserting_before(node):
-        geometry = (stride, [0, *padding[1:]], dilation, *rest)
+        geometry = (stride, padding, dilation, *rest)
         terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *geometry)
         terms.meta["custom"] = node.meta.get("custom", {})
         whole: Any = None
         for place in range(places):
-            # What the place adds to t is its term at t + shift; beyond the ends is padding.
-            shift = place - padding[0]
+            # What the place adds at t is its term at t + shift; beyond the ends is padding.
+            shift = place - before
             start, end = max(shift, 0), min(length, total + shift)
+            if start >= end:
+                continue
             term = call(graph.graph, aten.slice.Tensor, terms, 1, place * outputs, (place + 1) * outputs)
-            term = call(graph.graph, aten.slice.Tensor, term, _FIRST, start, end)
-            pads = [0, 0] * (term.meta["val"].ndim - _FIRST - 1) + [start - shift, total + shift - end]
+            term = call(graph.graph, aten.slice.Tensor, term, axis, start, end)
+            pads = [0, 0] * (n + 1 - axis) + [start - shift, total + shift - end]
             term = call(graph.graph, aten.constant_pad_nd.default, term, pads)
             whole = term if whole is None else call(graph.graph, aten.add.Tensor, whole, term)
     node.replace_all_uses_with(whole)

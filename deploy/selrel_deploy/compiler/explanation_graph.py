@@ -153,6 +153,7 @@ def compile_explanation(
         simplify(form)
         shorten_lives(form)
     report("pools", forms[0])
+    report("compilers", forms[1])
     for form in forms:
         _forget_tracing(form)
     return ExplanationGraph(

@@ -155,9 +155,10 @@ def _max_pool_backward(
     ceil_mode: bool,
     indices: Any,
 ) -> Tensor:
+    # With the arguments as they are: the forward pass has the same pool already.
+    pooled = max_pool(input, kernel, stride, padding, dilation, ceil_mode)
     n = gradient.ndim - 2
     kernel, stride, padding, dilation = (_three(value, n) for value in (kernel, stride or kernel, padding, dilation))
-    pooled = max_pool(input, kernel, stride, padding, dilation, ceil_mode)
     spread: Tensor = FIRST_MAXIMA(gradient, input, pooled, kernel, stride, padding, dilation)
     return spread
 

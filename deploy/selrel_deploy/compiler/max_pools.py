@@ -71,19 +71,23 @@ def by_repeating(
 ) -> Tensor:
     """Return what max_pool_backward does, by arrays of the input's size: the maxima, repeated, are looked for in it.
 
-    Among several of a window, the one with the lowest place wins a second pool. Where windows overlap, or are not two
-    high and two wide, it is max_pool_backward: to repeat by two in H and W is what ONNX runtimes are fast at.
+    Places that hold it rank above those that do not, and among equal ones the first ranks highest: a second pool finds
+    one winner in each window, also where a runtime rounds a pool's input otherwise than its output. Where windows
+    overlap, or are not two high and two wide, it is max_pool_backward: to repeat by two in H and W is what ONNX
+    runtimes are fast at.
     """
     if list(kernel) != list(stride) or list(kernel[-2:]) != [2, 2] or any(d != 1 for d in dilation):
         return max_pool_backward(gradient, input, pooled, kernel, stride, padding, dilation)
     values = _whole_windows(input, gradient, kernel, stride, padding, dilation)
-    rank = torch.full([1] * values.ndim, float(math.prod(kernel)), device=values.device)
+    rank = torch.ones([1] * values.ndim, dtype=torch.float32, device=values.device)
+    # A power of two, so that every rank is exact.
+    step = 2.0 ** -(math.prod(kernel)).bit_length()
     for axis, k in enumerate(kernel):
         if k > 1:
             inner = kernel[axis + 1 :]
-            places = torch.arange(values.shape[axis + 2], device=values.device).remainder(k) * math.prod(inner)
+            places = torch.arange(values.shape[axis + 2], device=values.device).remainder(k) * (math.prod(inner) * step)
             rank = rank - places.reshape([-1] + [1] * len(inner))
-    rank = (values == _repeated(pooled, kernel)) * rank
+    rank = rank + (values == _repeated(pooled, kernel))
     first = rank == _repeated(max_pool(rank, kernel, stride, 0, 1, False), kernel)
     return _cut_to(_repeated(gradient, kernel) * first, input, padding)
 
@@ -132,7 +136,8 @@ def _cut_to(spread: Tensor, input: Tensor, padding: Sequence[int]) -> Tensor:
 def _shares(gradient: Tensor, places: Sequence[Tensor], largest: Tensor) -> list[Tensor]:
     """Return what each place of the windows takes: all that is left, where it holds the maximum.
 
-    What is left is all or nothing, so the difference is exact, and the last place needs no look: one of them has it.
+    What is left is all or nothing, so the difference is exact (of finite values), and the last place needs no look: one
+    of them has it.
     Products, since some runtimes choose between two arrays ten times as slowly as they multiply.
     """
     shares = []

@@ -66,8 +66,8 @@ def lower_precision(graph: fx.GraphModule, precision: str) -> int:
     In ``bf16`` and ``fp16`` operands are rounded and the result is widened again. Relevance in fp16 is divided by a
     power of two before and multiplied after, each clip by its own, so that nothing underflows. In ``int8`` relevance
     is divided by its maximum, quantised to uint8 with the constant scale 1/255, and multiplied after; weights are int8
-    per output channel. Only convolutions both of whose operands the sign analysis proves to be of one sign are
-    quantised; all others keep the forward pass's precision.
+    of seven bits per output channel. Only convolutions both of whose operands the sign analysis proves to be of one
+    sign are quantised; all others keep the forward pass's precision.
 
     Raises InputError for an unknown precision, and for int8 where no convolution qualifies.
     """

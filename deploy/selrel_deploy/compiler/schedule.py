@@ -42,10 +42,12 @@ def _hurry(value: fx.Node, constant: set[fx.Node]) -> int:
             following.add(node)
             if other is not None:
                 late.append(node)
+        elif value in node.all_input_nodes:
+            return 0  # it is needed there all the same
         elif node not in constant and other is None:
             other = node
         node = node.next
-    if other is None or not late or not value.users.keys() <= following:
+    if other is None or not late or "output" in {user.op for user in value.users}:
         return 0
     kept = [node for node in late if not node.users.keys() <= following]
     if sum(map(_bytes, kept)) > _bytes(value):

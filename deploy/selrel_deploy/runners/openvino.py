@@ -145,21 +145,60 @@ def _read(core: Any, path: Path) -> Any:
         if resized.get_type_name() != "Interpolate" or len(resized.get_output_shape(0)) != 4:
             continue
         after = [port.get_node() for port in resized.output(0).get_target_inputs()]
-        source = resized.input_value(0)
-        while source.get_node().get_type_name() in ("Reshape", "Broadcast", "Unsqueeze"):
-            source = source.get_node().input_value(0)
-            if len(source.get_shape()) == 5:
-                break
-        if [node.get_type_name() for node in after] != ["Reshape"] or len(source.get_shape()) != 5:
+        source = _repeated_clip(resized)
+        if [node.get_type_name() for node in after] != ["Reshape"] or source is None:
             continue
-        attributes = {
-            key: value for key, value in resized.get_attributes().items() if key not in ("pads_begin", "pads_end")
-        }
-        sizes, axes = np.array(after[0].get_output_shape(0)[2:], np.int64), np.array([2, 3, 4], np.int64)
-        whole = opset11.interpolate(source, sizes, axes=axes, **attributes)
+        shape = list(after[0].get_output_shape(0))
+        (batch, channels, time, height, width), (_, images, *size) = source.get_shape(), resized.get_output_shape(0)
+        # T by a whole number, behind T; then images, two by two: nothing else looks like this.
+        times = images // (channels * time)
+        if shape != [batch, channels, times * time, *size] or size != [2 * height, 2 * width]:
+            continue
+        whole = opset11.interpolate(
+            source,
+            np.array(shape[2:], np.int64),
+            mode="nearest",
+            shape_calculation_mode="sizes",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+            axes=np.array([2, 3, 4], np.int64),
+        )
         whole.set_friendly_name(after[0].get_friendly_name())
         after[0].output(0).replace(whole.output(0))
     return model
+
+
+def _repeated_clip(resized: Any) -> Any:
+    """Return the [B,C,T,H,W] whose frames, each perhaps several times in a row, are the images that are resized."""
+    said = resized.get_attributes()
+    if (said["mode"], said["coordinate_transformation_mode"], said["nearest_mode"]) != (
+        "nearest",
+        "asymmetric",
+        "floor",
+    ):
+        return None
+    images = resized.input_value(0)
+    if images.get_node().get_type_name() != "Reshape":
+        return None
+    source = images.get_node().input_value(0)
+    if len(source.get_shape()) == 6 and source.get_node().get_type_name() == "Broadcast":
+        source = source.get_node().input_value(0)
+        # [B,C,T,1,H,W]: repeated behind T.
+        if (
+            len(source.get_shape()) != 6
+            or source.get_shape()[3] != 1
+            or source.get_node().get_type_name()
+            not in (
+                "Reshape",
+                "Unsqueeze",
+            )
+        ):
+            return None
+        repeated = source.get_shape()
+        source = source.get_node().input_value(0)
+        if list(source.get_shape()) != [*repeated[:3], *repeated[4:]]:
+            return None
+    return source if len(source.get_shape()) == 5 else None
 
 
 def _compiled(core: Any, path: Path, device: str, settings: dict[str, Any]) -> Any:
