@@ -2,7 +2,7 @@
 
 z^B asks for three convolutions of the same relevance at the size of the input, two of them weighted by its bounds, all
 summed over channels: four output channels say it all. And since sixteen cost as much as one (the width of a vector),
-the places of the kernel along T become channels too, to be added up afterwards.
+the places of the kernel along one axis (T) become channels too, to be added up afterwards.
 """
 
 from __future__ import annotations
@@ -150,10 +150,11 @@ def _unroll(graph: fx.GraphModule, node: fx.Node) -> None:
     The convolution pads nothing along that axis: padded where its kernel is one wide, torch's takes four times as long.
     """
     args: Any = node.args
-    value, kernel, _, stride, padding, dilation, *rest = args
+    value, kernel, _, *geometry = args
     weight = get_constant(graph, str(kernel.target))
     n = weight.ndim - 2
-    stride, padding, dilation = (list(given) * n if len(given) == 1 else list(given) for given in args[3:6])
+    stride, padding, dilation = (list(given) * n if len(given) == 1 else list(given) for given in geometry[:3])
+    rest = geometry[3:]
     axis = next((axis for axis in range(2, n + 2) if weight.shape[axis] > 1), None)
     if axis is None or rest[2] != 1 or stride[axis - 2] != 1 or dilation[axis - 2] != 1:
         return
@@ -164,8 +165,8 @@ def _unroll(graph: fx.GraphModule, node: fx.Node) -> None:
     before, padding[axis - 2] = padding[axis - 2], 0
     cut = torch.cat(torch.split(weight, 1, axis))
     with graph.graph.inserting_before(node):
-        geometry = (stride, padding, dilation, *rest)
-        terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *geometry)
+        changed = (stride, padding, dilation, *rest)
+        terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *changed)
         terms.meta["custom"] = node.meta.get("custom", {})
         whole: Any = None
         for place in range(places):

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from selrel_zennit.errors import InputError
 
 from .precision import PRODUCTS, quantized
-from .rewriting import aten, finish
+from .rewriting import aten, copied, finish
 
 # oneDNN's kernels have the channels last.
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -81,9 +81,7 @@ def with_kernels(graph: fx.GraphModule) -> fx.GraphModule:
         return graph
     if not torch._C._has_mkldnn:
         raise InputError("this torch has no int8 convolutions (it was built without oneDNN): use another precision")
-    copy = fx.Graph()
-    copy.output(copy.graph_copy(graph.graph, {}))
-    made = fx.GraphModule(graph, copy)
+    made = copied(graph)
     for node in list(made.graph.nodes):
         if node.target == aten.convolution.default and _is(node.args[1], quantized.dequantize_per_channel.default):
             _fuse(made.graph, node)

@@ -70,14 +70,19 @@ class _Replayer(fx.Interpreter):
         return self.constants[str(target)]
 
 
+def copied(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return a graph of its own that shares the constants of the given one."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph.graph, {}))
+    return fx.GraphModule(graph, copy)
+
+
 def written_out(graph: fx.GraphModule, operation: Any, rule: Callable[..., torch.Tensor]) -> fx.GraphModule:
     """Return the graph with an operation's calls replaced by what ``rule(*args)`` calls; it shares all constants.
 
     Arrays that the rule makes of numbers alone become constants.
     """
-    copy = fx.Graph()
-    copy.output(copy.graph_copy(graph.graph, {}))
-    made = fx.GraphModule(graph, copy)
+    made = copied(graph)
     for node in made.graph.find_nodes(op="call_function", target=operation):
         given = [value for value in node.args if isinstance(value, fx.Node)]
         settings = node.args[len(given) :]

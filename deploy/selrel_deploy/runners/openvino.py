@@ -171,32 +171,19 @@ def _read(core: Any, path: Path) -> Any:
 def _repeated_clip(resized: Any) -> Any:
     """Return the [B,C,T,H,W] whose frames, each perhaps several times in a row, are the images that are resized."""
     said = resized.get_attributes()
-    if (said["mode"], said["coordinate_transformation_mode"], said["nearest_mode"]) != (
-        "nearest",
-        "asymmetric",
-        "floor",
-    ):
-        return None
+    modes = [said[key] for key in ("mode", "coordinate_transformation_mode", "nearest_mode")]
     images = resized.input_value(0)
-    if images.get_node().get_type_name() != "Reshape":
+    if modes != ["nearest", "asymmetric", "floor"] or images.get_node().get_type_name() != "Reshape":
         return None
     source = images.get_node().input_value(0)
     if len(source.get_shape()) == 6 and source.get_node().get_type_name() == "Broadcast":
-        source = source.get_node().input_value(0)
+        single = source.get_node().input_value(0)
+        shape = list(single.get_shape())
         # [B,C,T,1,H,W]: repeated behind T.
-        if (
-            len(source.get_shape()) != 6
-            or source.get_shape()[3] != 1
-            or source.get_node().get_type_name()
-            not in (
-                "Reshape",
-                "Unsqueeze",
-            )
-        ):
+        if len(shape) != 6 or shape[3] != 1 or single.get_node().get_type_name() not in ("Reshape", "Unsqueeze"):
             return None
-        repeated = source.get_shape()
-        source = source.get_node().input_value(0)
-        if list(source.get_shape()) != [*repeated[:3], *repeated[4:]]:
+        source = single.get_node().input_value(0)
+        if list(source.get_shape()) != [*shape[:3], *shape[4:]]:
             return None
     return source if len(source.get_shape()) == 5 else None
 
