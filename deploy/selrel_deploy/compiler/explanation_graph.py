@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_map_only
 from zennit.attribution import Attributor
 
 from selrel_zennit.errors import InputError
@@ -19,11 +20,13 @@ from ..artifact import OUTPUTS
 from ..precisions import split_precision
 from .combine import combine
 from .fold import fold, pack_constants
+from .in_place import compute_in_place
 from .kernels import with_kernels
 from .lower import lower
 from .max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward
+from .parts_of_weights import clamp_at_run_time, clamp_now, multiply_in_blocks
 from .precision import lower_precision
-from .rewriting import constant_bytes, count_convolutions, finish, written_out
+from .rewriting import constant_bytes, copied, count_convolutions, finish, written_out
 from .schedule import shorten_lives
 from .signs import eliminate_zeros
 from .simplify import simplify
@@ -52,18 +55,19 @@ class ExplanationGraph:
     Called with a clip of ``clip_shape`` and ``dtype`` and targets int64 [B] (−1: the top class), it returns
     ``OUTPUTS`` as a tuple: logits [B,K], explained_target int64 [B], relevance, motion_relevance and mask (bool), each
     [B,T,H,W]. ``passes`` says what each pass of the compiler did; ``print(graph.module.code)`` shows the graph.
-    ``for_compilers`` is the same graph in operations that inductor and ONNX runtimes are faster at.
+    ``for_compilers`` is the same graph as inductor and ONNX runtimes are faster with it.
     """
 
     module: fx.GraphModule
-    for_compilers: fx.GraphModule = field(repr=False)
     clip_shape: tuple[int, ...]
     dtype: torch.dtype
     num_classes: int
     selection: Selection
     precision: str
     info: dict[str, Any]
-    passes: list[PassReport] = field(repr=False)
+    # Before its last passes, which differ for those who run it, and what the others did.
+    _source: fx.GraphModule = field(repr=False)
+    _reports: list[PassReport] = field(repr=False)
 
     outputs = OUTPUTS
 
@@ -84,13 +88,28 @@ class ExplanationGraph:
         return outputs
 
     @cached_property
+    def passes(self) -> list[PassReport]:
+        """What the passes did, up to the module, and last for compilers."""
+        return [*self._reports, _report("pools", self.module), _report("compilers", self.for_compilers)]
+
+    @cached_property
+    def for_compilers(self) -> fx.GraphModule:
+        """The graph with max pools going backward by repeating, and with all of its weights constants."""
+        made = written_out(self._source, FIRST_MAXIMA, by_repeating)
+        clamp_now(made)
+        return _finished(made)
+
+    @cached_property
     def runnable(self) -> fx.GraphModule:
-        """The module as this machine computes it, unchecked: ``with_kernels``."""
-        return with_kernels(self.module)
+        """The module as this machine's torch computes it operation by operation, unchecked."""
+        made = copied(with_kernels(self.module))
+        multiply_in_blocks(made)
+        compute_in_place(made)
+        return made
 
     @cached_property
     def compilable(self) -> fx.GraphModule:
-        """The same for torch.compile."""
+        """``for_compilers`` as this machine's torch compiles it, unchecked."""
         return with_kernels(self.for_compilers)
 
 
@@ -124,16 +143,10 @@ def compile_explanation(
     selection = selection or MotionSelection()
     if isinstance(selection, CalibratedSelection):
         selection.check(attributor)
-    passes: list[PassReport] = []
-
-    def report(name: str, graph: fx.GraphModule) -> None:
-        operations = sum(node.op == "call_function" for node in graph.graph.nodes)
-        passes.append(PassReport(name, operations, count_convolutions(graph), constant_bytes(graph)))
-
     graph = trace(attributor, clip, selection)
-    report("trace", graph)
+    reports = [_report("trace", graph)]
     graph = lower(graph)
-    report("lower", graph)
+    reports.append(_report("lower", graph))
     steps: tuple[tuple[str, Callable[[fx.GraphModule], Any]], ...] = (
         ("simplify", simplify),
         ("signs", eliminate_zeros),
@@ -143,30 +156,41 @@ def compile_explanation(
         ("pack", pack_constants),
         ("precision", lambda graph: lower_precision(graph, precision)),
         ("simplify", simplify),
+        ("parts", clamp_at_run_time),
     )
     for name, step in steps:
         step(graph)
-        report(name, graph)
+        reports.append(_report(name, graph))
     logits = graph.graph.output_node().args[0][0].meta["val"]  # type: ignore[index, union-attr]
-    forms = [written_out(graph, FIRST_MAXIMA, rule) for rule in (max_pool_backward, by_repeating)]
-    for form in forms:
-        simplify(form)
-        shorten_lives(form)
-    report("pools", forms[0])
-    report("compilers", forms[1])
-    for form in forms:
-        _forget_tracing(form)
+    _forget_tracing(graph)
     return ExplanationGraph(
-        forms[0],
-        forms[1],
+        _finished(written_out(graph, FIRST_MAXIMA, max_pool_backward)),
         tuple(clip.shape),
         clip.dtype,
         int(logits.shape[1]),
         selection,
         precision,
         _info(attributor),
-        passes,
+        graph,
+        reports,
     )
+
+
+def _report(name: str, graph: fx.GraphModule) -> PassReport:
+    operations = sum(node.op == "call_function" for node in graph.graph.nodes)
+    return PassReport(name, operations, count_convolutions(graph), constant_bytes(graph))
+
+
+def _finished(graph: fx.GraphModule) -> fx.GraphModule:
+    """Take the last passes on a graph that holds plain operations alone, and keep of shapes what runners ask for."""
+    simplify(graph)
+    shorten_lives(graph)
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        kept = {"shape": tuple(value.shape), "dtype": value.dtype} if isinstance(value, torch.Tensor) else {}
+        node.meta = {**kept, "custom": node.meta.get("custom", {})}
+    finish(graph)
+    return graph
 
 
 def _info(attributor: Attributor) -> dict[str, Any]:
@@ -177,9 +201,7 @@ def _info(attributor: Attributor) -> dict[str, Any]:
 
 
 def _forget_tracing(graph: fx.GraphModule) -> None:
-    """Drop the stand-ins for values, which hold on to memory of the trace; shapes and module paths stay."""
+    """Replace the stand-ins for values, which hold on to memory of the trace, by shapes alone."""
     for node in graph.graph.nodes:
-        value = node.meta.get("val")
-        kept = {"shape": tuple(value.shape), "dtype": value.dtype} if isinstance(value, torch.Tensor) else {}
-        node.meta = {**kept, "custom": node.meta.get("custom", {})}
-    finish(graph)
+        values = tree_map_only(torch.Tensor, lambda value: torch.empty_like(value, device="meta"), node.meta.get("val"))
+        node.meta = {"val": values, "custom": node.meta.get("custom", {})}
