@@ -39,6 +39,8 @@ def combine(graph: fx.GraphModule) -> int:
     finish(graph)
     for node in _convolutions(graph):
         _unroll(graph, node)
+    for node in list(graph.graph.find_nodes(op="call_function", target=aten.add.Tensor)):
+        _absorb_offset(graph, node)
     finish(graph)
     return before - count_convolutions(graph)
 
@@ -195,6 +197,30 @@ def _absorb_scale(graph: fx.GraphModule, node: fx.Node) -> None:
                 shape = [-1] + [1] * (weight.ndim - 1)
                 _replace(graph, node, product, weight * scale.double().reshape(shape))  # type: ignore[arg-type]
                 return
+
+
+def _absorb_offset(graph: fx.GraphModule, node: fx.Node) -> None:
+    """conv(x, W) + c, such as the stabiliser of z⁺, is a convolution with the bias c; of a linear layer too."""
+    args: Any = node.args
+    product, offset = args
+    if not isinstance(product, fx.Node) or not isinstance(offset, float) or node.kwargs or len(product.users) > 1:
+        return
+    if not _is_plain(product) and not _is_plain_linear(product):
+        return
+    source: Any = product.args
+    value, weight, *geometry = source[:2] + source[3:]
+    with graph.graph.inserting_before(product):
+        bias = get_constant(graph, str(weight.target)).new_full((node.meta["val"].shape[1],), offset)
+        made = call(graph.graph, product.target, value, weight, add_constant(graph, bias), *geometry)
+    made.meta["custom"] = product.meta.get("custom", {})
+    node.replace_all_uses_with(made)
+
+
+def _is_plain_linear(value: fx.Node) -> bool:
+    """Say whether this is a linear layer of [B,C] without bias, its weight a constant."""
+    if value.target != aten.linear.default or value.meta["val"].ndim != 2:
+        return False
+    return value.args[1].op == "get_attr" and (len(value.args) < 3 or value.args[2] is None)  # type: ignore[union-attr]
 
 
 def _add_weights(graph: fx.GraphModule, node: fx.Node) -> None:

@@ -23,7 +23,7 @@ from .fold import fold, pack_constants
 from .in_place import compute_in_place
 from .kernels import with_kernels
 from .lower import lower
-from .max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward
+from .max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward, rectify_after_pools
 from .parts_of_weights import clamp_at_run_time, clamp_now, multiply_in_blocks
 from .precision import lower_precision
 from .rewriting import constant_bytes, copied, count_convolutions, finish, written_out
@@ -153,6 +153,7 @@ def compile_explanation(
         ("fold", fold),
         ("simplify", simplify),
         ("combine", combine),
+        ("rectify", rectify_after_pools),
         ("pack", pack_constants),
         ("precision", lambda graph: lower_precision(graph, precision)),
         ("simplify", simplify),

@@ -12,7 +12,10 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
+from torch import fx
 from torch.nn import functional
+
+from .rewriting import aten, call, finish
 
 Tensor = torch.Tensor
 
@@ -258,3 +261,45 @@ def _(gradient: Tensor, input: Tensor, *_: Any) -> Tensor:
 
 
 FIRST_MAXIMA = torch.ops.selrel.max_pool_backward.default
+_MAX_POOLS = (aten.max_pool2d.default, aten.max_pool3d.default)
+
+
+def rectify_after_pools(graph: fx.GraphModule) -> int:
+    """Rectify after a max pool what is rectified before it: far fewer values; return how many pools.
+
+    The maximum is the same. Its place is not where a whole window is negative, so it holds where such windows get no
+    relevance: what goes back through the pool is a product with what the pool gave, zero there.
+    """
+    changed = 0
+    for node in list(graph.graph.find_nodes(op="call_function", target=aten.relu.default)):
+        pools = [user for user in node.users if user.target in _MAX_POOLS]
+        backward = [
+            user for user in node.users if user.target == FIRST_MAXIMA and node not in (user.args[0], user.args[2])
+        ]
+        if not pools or len(pools) + len(backward) < len(node.users):
+            continue
+        if not all(user.args[2] in pools and _vanishes_with(user.args[2], user.args[0]) for user in backward):
+            continue
+        for pool in pools:
+            with graph.graph.inserting_before(pool):
+                whole = call(graph.graph, pool.target, node.args[0], *pool.args[1:])
+                rectified = call(graph.graph, aten.relu.default, whole)
+            whole.meta["custom"] = rectified.meta["custom"] = pool.meta.get("custom", {})
+            for user in backward:
+                if user.args[2] is pool:
+                    user.args = (user.args[0], node.args[0], whole, *user.args[3:])
+            pool.replace_all_uses_with(rectified)
+            changed += 1
+    finish(graph)
+    return changed
+
+
+def _vanishes_with(factor: Any, value: Any) -> bool:
+    """Say whether a value is zero wherever ``factor`` is, being a product with it."""
+    if value is factor:
+        return True
+    if not isinstance(value, fx.Node) or value.meta["val"].shape != factor.meta["val"].shape:
+        return False
+    if value.target == aten.mul.Tensor:
+        return any(_vanishes_with(factor, source) for source in value.args)
+    return value.target == aten.div.Tensor and _vanishes_with(factor, value.args[0])
