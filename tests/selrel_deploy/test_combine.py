@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from torch.nn.functional import conv3d
+from torch.nn.functional import conv3d, linear
 
 from selrel_deploy.compiler.combine import combine
-from selrel_deploy.compiler.rewriting import count_convolutions
+from selrel_deploy.compiler.rewriting import aten, count_convolutions, count_operations
+from selrel_deploy.compiler.simplify import simplify
 
 from .conftest import norm_relative
 
@@ -97,3 +98,25 @@ def test_what_another_needs_or_differs_stays(combined):
     assert combined(lambda value: conv3d(value, a) * field, VALUE)[:2] == (1, 1)
     # The sum over another axis, too, stays a sum.
     assert combined(lambda value: conv3d(value, a).sum(2), VALUE)[:2] == (1, 1)
+
+
+def test_a_stabiliser_is_a_bias(combined):
+    kernel, bias = weights(40, 5, 3, 3, 3), weights(40)
+
+    def sums(function):
+        return count_operations(combined(function, VALUE)[2])[str(aten.add.Tensor)]
+
+    assert sums(lambda value: conv3d(value, kernel) + 1e-6) == 0
+    # Another bias, another use of the product, another sum: it stays.
+    assert sums(lambda value: conv3d(value, kernel, bias) + 1e-6) == 1
+    assert sums(lambda value: (product := conv3d(value, kernel)).add(1e-6) / product) == 1
+    assert sums(lambda value: conv3d(value, kernel).add(conv3d(value, kernel).relu(), alpha=2)) == 1
+
+
+def test_a_stabiliser_of_a_linear_layer(lowered):
+    matrix, value = weights(40, 7), weights(2, 7)
+    graph = lowered(lambda value: linear(value, matrix) + 1e-6, value)
+    simplify(graph)
+    assert combine(graph) == 0
+    assert set(count_operations(graph)) == {str(aten.linear.default)}
+    assert norm_relative(graph(value), linear(value, matrix) + 1e-6) <= 1e-15

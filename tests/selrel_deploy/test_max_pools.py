@@ -6,8 +6,9 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from selrel_deploy.compiler.max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward
-from selrel_deploy.compiler.rewriting import count_operations, written_out
+from selrel_deploy.compiler.max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward, rectify_after_pools
+from selrel_deploy.compiler.rewriting import aten, count_operations, written_out
+from selrel_deploy.compiler.simplify import simplify
 
 FORMS = pytest.mark.parametrize("form", [max_pool_backward, by_repeating])
 
@@ -132,3 +133,41 @@ def test_graphs_written_out_share_their_constants():
     graph.output(graph.call_function(torch.mul, (graph.placeholder("value"), graph.get_attr("weight"))))
     made = written_out(fx.GraphModule(root, graph), FIRST_MAXIMA, by_repeating)
     assert made.weight.data_ptr() == root.weight.data_ptr()
+
+
+def through(values, back, pool=lambda values: functional.max_pool3d(values, 2)):
+    rectified = values.neg().relu()
+    pooled = pool(rectified)
+    return FIRST_MAXIMA(back(pooled, rectified), rectified, pooled, [2] * 3, [2] * 3, [0] * 3, [1] * 3)
+
+
+def product(pooled, _):
+    return -1 * pooled * (pooled + 1) / 3
+
+
+@pytest.mark.parametrize(
+    ("function", "changed"),
+    [
+        (lambda values: through(values, product), 1),
+        # Relevance that comes to a window without a positive value, too, is another's first.
+        (lambda values: through(values, lambda pooled, _: pooled + 1), 0),
+        (lambda values: through(values, lambda pooled, _: 2 / (pooled + 1)), 0),
+        (lambda values: through(values, lambda pooled, rectified: pooled * rectified.sum()), 0),
+        (lambda values: through(values, product, lambda values: functional.max_pool3d(values, 2) * 2), 0),
+        (lambda values: functional.max_pool3d(values.relu(), 2), 1),
+        (lambda values: values.relu(), 0),
+    ],
+    ids=["product", "sum", "quotient", "needed", "another pool", "forward", "no pool"],
+)
+def test_relu_behind_the_pool(lowered, function, changed):
+    generator = torch.Generator().manual_seed(5)
+    # Whole numbers: ties, windows that are negative throughout, and zeros.
+    values = torch.randint(-9, 3, (1, 3, 4, 6, 8), generator=generator).float()
+    graph = lowered(function, values)
+    simplify(graph)
+    before = [node.meta["val"].numel() for node in graph.graph.find_nodes(op="call_function", target=aten.relu.default)]
+    assert rectify_after_pools(graph) == changed
+    after = [node.meta["val"].numel() for node in graph.graph.find_nodes(op="call_function", target=aten.relu.default)]
+    assert after == ([size // 8 for size in before] if changed else before)
+    for sign in (1, -1):
+        assert torch.equal(graph(sign * values), function(sign * values))

@@ -286,6 +286,22 @@ def test_openvino_repeats_voxels_of_clips_at_once(tmp_path):
         assert len(images(_read(core, other))) == 1
 
 
+def test_openvino_multiplies_by_a_weight_that_is_not_square(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+    from selrel_deploy.runners.openvino import _read
+
+    def columns(model):
+        return [tuple(op.get_input_shape(1)) for op in model.get_ordered_ops() if "Backprop" in op.get_type_name()]
+
+    model, core = small_c3d(width=2, hidden=4), openvino.Core()
+    graph = compile_explanation(sr.build_method("dtd", model), torch.zeros(1, *model.spec.shape))
+    path = export(graph, tmp_path / "dtd.onnx")
+    before, after = columns(core.read_model(path)), columns(_read(core, path))
+    # OpenVINO takes one packing of a square weight for both of its directions.
+    assert after == [shape for shape in before if shape[0] == shape[1]]
+    assert 0 < len(after) < len(before)
+
+
 def test_openvino_is_checked_against_a_golden_case(small, monkeypatch):
     pytest.importorskip("openvino", reason="needs the extra openvino")
     from selrel_deploy.runners.openvino import OpenVinoRunner
