@@ -22,7 +22,7 @@ def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_commands_set_everything_up() -> None:
     explain, test = set_up_commands(text())
     assert explain == "pip install . && selrel explain --out out"
-    assert test == "pip install '.[test]' && pytest"
+    assert test == "pip install '.[test]' && pytest -n 2 --dist loadfile"
 
 
 def test_every_block_left_out_says_why() -> None:

@@ -23,6 +23,7 @@ from selrel_zennit.selection import MotionSelection
 from selrel_zennit.text import close_names
 
 from ..compiler import ExplanationGraph, compile_explanation
+from ..compiler.rewriting import constant_bytes
 from ..export import export
 from ..parity import certify
 from ..precisions import PRECISIONS, RUNS, check_runs, split_precision
@@ -178,7 +179,8 @@ class _Maker:
                 raise
             self.table.skip(name, "runners", precision, str(error))
             return
-        size = sum(value.numel() * value.element_size() for value in graph.module.buffers())
+        # Of what each of torch's runners takes, held by the graph before there is a runner.
+        constants = {"eager": constant_bytes(graph.module), "inductor": constant_bytes(graph.for_compilers)}
         path = self.folder / f"{name}-{precision}.onnx"
         if any(runner not in _TORCH for runner in runners):
             export(graph, path, clips=torch.from_numpy(np.concatenate(self.clips)))
@@ -187,7 +189,7 @@ class _Maker:
             self._selection(runner)
             source, options = (graph, {}) if runner in _TORCH else (path, file_options(runner, self.threads))
             try:
-                row = self._runner(name, precision, runner, source, options, size if runner in _TORCH else 0)
+                row = self._runner(name, precision, runner, source, options, constants.get(runner, 0))
             except InputError as error:
                 if self.choice.must_run(runner):
                     raise

@@ -140,15 +140,16 @@ def multiply_in_blocks(graph: fx.GraphModule) -> int:
     for node in list(graph.graph.nodes):
         if node.target not in _PRODUCTS:
             continue
-        values, clamped, *bias = node.args
-        dtype, source = clamped.meta["dtype"], clamped
-        if source.target == aten._to_copy.default:
-            source = source.args[0]
-        if source.target != aten.clamp.default or source.args[0].op != "get_attr":
+        args: Any = node.args
+        values, weight, *bias = args
+        clamped, dtype = weight, weight.meta.get("dtype")
+        if weight.target == aten._to_copy.default:
+            clamped, dtype = weight.args[0], weight.kwargs["dtype"]
+        if clamped.target != aten.clamp.default or clamped.args[0].op != "get_attr":
             continue
         with graph.graph.inserting_before(node):
-            backward = node.target == aten.mm.default
-            made = graph.graph.call_function(_CLAMPED_LINEAR, (values, *source.args, dtype, backward))
+            settings = (*clamped.args, dtype, node.target == aten.mm.default)
+            made = graph.graph.call_function(_CLAMPED_LINEAR, (values, *settings))
             made.meta = dict(node.meta)
             if bias and bias[0] is not None:
                 made = graph.graph.call_function(aten.add.Tensor, (made, bias[0]))
