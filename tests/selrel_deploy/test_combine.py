@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import conv3d, linear
 
-from selrel_deploy.compiler.combine import combine
+from selrel_deploy.compiler.combine import absorb_offsets, combine
 from selrel_deploy.compiler.rewriting import aten, count_convolutions, count_operations
 from selrel_deploy.compiler.simplify import simplify
 
@@ -100,23 +100,23 @@ def test_what_another_needs_or_differs_stays(combined):
     assert combined(lambda value: conv3d(value, a).sum(2), VALUE)[:2] == (1, 1)
 
 
-def test_a_stabiliser_is_a_bias(combined):
-    kernel, bias = weights(40, 5, 3, 3, 3), weights(40)
+def test_a_stabiliser_is_a_bias(lowered):
+    kernel, matrix, bias = weights(40, 5, 3, 3, 3), weights(40, 7), weights(40)
+    values, rows = weights(2, 5, 4, 6, 7), weights(2, 7)
 
-    def sums(function):
-        return count_operations(combined(function, VALUE)[2])[str(aten.add.Tensor)]
+    def sums(function, value=values):
+        graph = lowered(function, value)
+        simplify(graph)
+        absorbed = absorb_offsets(graph)
+        assert norm_relative(graph(value), function(value)) <= 1e-15
+        left = count_operations(graph)[str(aten.add.Tensor)]
+        assert absorbed + left == 1
+        return left
 
     assert sums(lambda value: conv3d(value, kernel) + 1e-6) == 0
-    # Another bias, another use of the product, another sum: it stays.
+    assert sums(lambda value: linear(value, matrix) + 1e-6, rows) == 0
+    # Another bias, another use of the product, another sum, few bits: it stays.
     assert sums(lambda value: conv3d(value, kernel, bias) + 1e-6) == 1
     assert sums(lambda value: (product := conv3d(value, kernel)).add(1e-6) / product) == 1
-    assert sums(lambda value: conv3d(value, kernel).add(conv3d(value, kernel).relu(), alpha=2)) == 1
-
-
-def test_a_stabiliser_of_a_linear_layer(lowered):
-    matrix, value = weights(40, 7), weights(2, 7)
-    graph = lowered(lambda value: linear(value, matrix) + 1e-6, value)
-    simplify(graph)
-    assert combine(graph) == 0
-    assert set(count_operations(graph)) == {str(aten.linear.default)}
-    assert norm_relative(graph(value), linear(value, matrix) + 1e-6) <= 1e-15
+    assert sums(lambda value: (product := conv3d(value, kernel)).add(product.relu(), alpha=2)) == 1
+    assert sums(lambda value: conv3d(value.bfloat16(), kernel.bfloat16()).double() + 1e-6) == 1

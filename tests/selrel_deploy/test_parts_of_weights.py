@@ -65,11 +65,12 @@ def test_a_part_in_another_dtype(made):
     "function",
     [
         lambda x: F.linear(x, WEIGHT) + F.linear(x, WEIGHT.clamp(0) * 1.5),
+        lambda x: (x[:, None] * (WEIGHT > 0)).sum(2) + F.linear(x, (WEIGHT > 0).float()),
         lambda x: F.linear(x, WEIGHT.clamp(0)) + F.linear(x, WEIGHT.clamp(None, 0)),
         lambda x: F.linear(x, WEIGHT) + F.linear(x, PARTS["positive"]) + (PARTS["positive"] * x.sum()).sum(1),
         lambda x: F.linear(x, WEIGHT).sum() + F.linear(PARTS["positive"], x).sum(),
     ],
-    ids=["scaled", "no whole", "used otherwise", "no weight"],
+    ids=["scaled", "a mask", "no whole", "used otherwise", "no weight"],
 )
 def test_other_constants_are_kept(made, function):
     graph = made(function)

@@ -70,7 +70,14 @@ def test_relevance_stays_close(graphs, precision):
     graph = graphs[precision]
     forward, low = split_precision(precision)
     assert graph.precision == precision
-    assert [report.name for report in graph.passes][-5:] == ["precision", "simplify", "parts", "pools", "compilers"]
+    assert [report.name for report in graph.passes][-6:] == [
+        "precision",
+        "simplify",
+        "biases",
+        "parts",
+        "pools",
+        "compilers",
+    ]
     limit = LIMITS[low] if forward == "fp32" else 0.1
     for seed in range(3):
         clip = clip_with_ties(SPEC, seed)

@@ -39,10 +39,20 @@ def combine(graph: fx.GraphModule) -> int:
     finish(graph)
     for node in _convolutions(graph):
         _unroll(graph, node)
-    for node in list(graph.graph.find_nodes(op="call_function", target=aten.add.Tensor)):
-        _absorb_offset(graph, node)
     finish(graph)
     return before - count_convolutions(graph)
+
+
+def absorb_offsets(graph: fx.GraphModule) -> int:
+    """Make biases of numbers added to convolutions and linear layers, such as stabilisers; return how many.
+
+    After precision: a number that a product in few bits takes in would be rounded with it.
+    """
+    absorbed = sum(
+        _absorb_offset(graph, node) for node in graph.graph.find_nodes(op="call_function", target=aten.add.Tensor)
+    )
+    finish(graph)
+    return absorbed
 
 
 def _convolutions(graph: fx.GraphModule) -> list[fx.Node]:
@@ -199,14 +209,14 @@ def _absorb_scale(graph: fx.GraphModule, node: fx.Node) -> None:
                 return
 
 
-def _absorb_offset(graph: fx.GraphModule, node: fx.Node) -> None:
-    """conv(x, W) + c, such as the stabiliser of z⁺, is a convolution with the bias c; of a linear layer too."""
+def _absorb_offset(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """conv(x, W) + c is a convolution with the bias c; of a linear layer too."""
     args: Any = node.args
     product, offset = args
     if not isinstance(product, fx.Node) or not isinstance(offset, float) or node.kwargs or len(product.users) > 1:
-        return
+        return False
     if not _is_plain(product) and not _is_plain_linear(product):
-        return
+        return False
     source: Any = product.args
     value, weight, *geometry = source[:2] + source[3:]
     with graph.graph.inserting_before(product):
@@ -214,6 +224,7 @@ def _absorb_offset(graph: fx.GraphModule, node: fx.Node) -> None:
         made = call(graph.graph, product.target, value, weight, add_constant(graph, bias), *geometry)
     made.meta["custom"] = product.meta.get("custom", {})
     node.replace_all_uses_with(made)
+    return True
 
 
 def _is_plain_linear(value: fx.Node) -> bool:

@@ -18,7 +18,7 @@ from selrel_zennit.selection import CalibratedSelection, MotionSelection, Select
 
 from ..artifact import OUTPUTS
 from ..precisions import split_precision
-from .combine import combine
+from .combine import absorb_offsets, combine
 from .fold import fold, pack_constants
 from .in_place import compute_in_place
 from .kernels import with_kernels
@@ -157,6 +157,7 @@ def compile_explanation(
         ("pack", pack_constants),
         ("precision", lambda graph: lower_precision(graph, precision)),
         ("simplify", simplify),
+        ("biases", absorb_offsets),
         ("parts", clamp_at_run_time),
     )
     for name, step in steps:

@@ -57,7 +57,7 @@ def _is_weight(user: fx.Node, node: fx.Node) -> bool:
 def _part_of(part: torch.Tensor, wholes: Mapping[str, torch.Tensor]) -> tuple[str, _Bounds] | None:
     """Return the name of what a constant is the positive or the negative part of, and where that is clamped."""
     for name, whole in wholes.items():
-        if whole.shape == part.shape:
+        if whole.shape == part.shape and whole.is_floating_point():
             for bounds in _BOUNDS:
                 if torch.equal(whole.clamp(*bounds).to(part.dtype), part):
                     return name, bounds
@@ -116,7 +116,7 @@ def clamped_linear(
         return torch.cat([functional.linear(values, block) for block in blocks], -1)
     # Sums of many blocks, in half a number's digits, would lose what a single product keeps.
     wide = torch.promote_types(dtype, torch.float32)
-    total = torch.zeros(*values.shape[:-1], weight.shape[1], dtype=wide)
+    total = torch.zeros(*values.shape[:-1], weight.shape[1], dtype=wide, device=values.device)
     for share, block in zip(torch.split(values, rows, -1), blocks, strict=True):
         total += share @ block
     return total.to(dtype)
