@@ -179,8 +179,6 @@ class _Maker:
                 raise
             self.table.skip(name, "runners", precision, str(error))
             return
-        # Of what each of torch's runners takes, held by the graph before there is a runner.
-        constants = {"eager": constant_bytes(graph.module), "inductor": constant_bytes(graph.for_compilers)}
         path = self.folder / f"{name}-{precision}.onnx"
         if any(runner not in _TORCH for runner in runners):
             export(graph, path, clips=torch.from_numpy(np.concatenate(self.clips)))
@@ -188,8 +186,11 @@ class _Maker:
             self.forward(runner, split_precision(precision)[0])
             self._selection(runner)
             source, options = (graph, {}) if runner in _TORCH else (path, file_options(runner, self.threads))
+            # The graph holds what torch's runners take before there is a runner.
+            form = graph.module if runner == "eager" else graph.for_compilers
+            held = constant_bytes(form) if runner in _TORCH else 0
             try:
-                row = self._runner(name, precision, runner, source, options, constants.get(runner, 0))
+                row = self._runner(name, precision, runner, source, options, held)
             except InputError as error:
                 if self.choice.must_run(runner):
                     raise

@@ -13,7 +13,8 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from .rewriting import add_constant, aten, call, finish, get_constant
+from .rewriting import add_constant, aten, call, constant_bytes, finish, get_constant
+from .simplify import merge_repeated
 
 _PRODUCTS = (aten.linear.default, aten.mm.default)
 _Bounds = tuple[float | None, float | None]
@@ -39,14 +40,13 @@ def clamp_at_run_time(graph: fx.GraphModule) -> int:
         wholes = {other: value for other, value in constants.items() if other != name and other not in parts}
         if (found := _part_of(constants[name], wholes)) is not None:
             parts[name] = found
-    saved = 0
+    held = constant_bytes(graph)
     for name, (whole, bounds) in parts.items():
-        saved += constants[name].numel() * constants[name].element_size()
         for node in nodes[name]:
             for user in list(node.users):
                 user.replace_input_with(node, _clamped(graph, user, whole, bounds, node))
     finish(graph)
-    return saved
+    return held - constant_bytes(graph)
 
 
 def _is_weight(user: fx.Node, node: fx.Node) -> bool:
@@ -78,21 +78,20 @@ def _clamped(graph: fx.GraphModule, user: fx.Node, whole: str, bounds: _Bounds, 
 
 def clamp_now(graph: fx.GraphModule) -> int:
     """Make constants of what ``clamp_at_run_time`` left to the run; return how many."""
-    made: dict[Any, fx.Node] = {}
+    merge_repeated(graph)
+    made = 0
     for node in list(graph.graph.nodes):
         if node.target not in (aten.clamp.default, aten._to_copy.default) or node.args[0].op != "get_attr":
             continue
-        source = node.args[0]
-        key = (source.target, node.target, str(node.args[1:]), str(node.kwargs))
-        if key not in made:
-            with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
-                value = node.target(get_constant(graph, str(source.target)), *node.args[1:], **node.kwargs)
-                made[key] = add_constant(graph, value)
-            made[key].meta = dict(node.meta)
-        node.replace_all_uses_with(made[key])
-        graph.graph.erase_node(node)
+        source, *settings = node.args
+        with graph.graph.inserting_before(node):
+            value = node.target(get_constant(graph, str(source.target)), *settings, **node.kwargs)
+            constant = add_constant(graph, value)
+        constant.meta = dict(node.meta)
+        node.replace_all_uses_with(constant)
+        made += 1
     finish(graph)
-    return len(made)
+    return made
 
 
 @torch.library.custom_op("selrel::clamped_linear", mutates_args=())
@@ -123,14 +122,8 @@ def clamped_linear(
 
 
 @clamped_linear.register_fake
-def _(
-    values: torch.Tensor,
-    weight: torch.Tensor,
-    low: float | None,
-    high: float | None,
-    dtype: torch.dtype,
-    backward: bool,
-) -> torch.Tensor:
+def _(values: torch.Tensor, weight: torch.Tensor, *settings: Any) -> torch.Tensor:
+    backward = settings[-1]
     return values.new_empty(*values.shape[:-1], weight.shape[1 if backward else 0])
 
 
