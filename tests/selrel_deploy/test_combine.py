@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch.nn.functional import conv3d, linear
+from torch.nn.functional import conv3d, conv_transpose3d, linear
 
-from selrel_deploy.compiler.combine import absorb_offsets, combine
+from selrel_deploy.compiler.combine import absorb_offsets, combine, join_wide
 from selrel_deploy.compiler.rewriting import aten, count_convolutions, count_operations
 from selrel_deploy.compiler.simplify import simplify
 
@@ -120,3 +120,27 @@ def test_a_stabiliser_is_a_bias(lowered):
     assert sums(lambda value: (product := conv3d(value, kernel)).add(1e-6) / product) == 1
     assert sums(lambda value: (product := conv3d(value, kernel)).add(product.relu(), alpha=2)) == 1
     assert sums(lambda value: conv3d(value.bfloat16(), kernel.bfloat16()).double() + 1e-6) == 1
+
+
+def test_a_layer_and_its_positive_part_read_their_input_once(lowered):
+    kernel, positive, bias = weights(40, 5, 3, 3, 3), weights(40, 5, 3, 3, 3) + 1, weights(40)
+    values, third, other = weights(2, 5, 4, 6, 7), kernel + positive, -bias
+
+    def joined(function):
+        graph = lowered(function, values)
+        simplify(graph)
+        before = count_convolutions(graph)
+        went = join_wide(graph)
+        assert norm_relative(graph(values), function(values)) <= 1e-15
+        assert before - count_convolutions(graph) == went
+        return went
+
+    assert joined(lambda x: conv3d(x, kernel, bias, padding=1).relu() / conv3d(x, positive, padding=1)) == 1
+    assert joined(lambda x: conv3d(x, kernel).relu() / conv3d(x, positive, bias)) == 1
+    assert joined(lambda x: conv3d(x, kernel, bias) + conv3d(x, positive, other) * conv3d(x, third)) == 2
+    # Other values, another geometry, a weight that stays needed: it is computed apart.
+    assert joined(lambda x: conv3d(x, kernel, bias) + conv3d(x.relu(), positive)) == 0
+    assert joined(lambda x: conv3d(x, kernel, stride=2).sum() + conv3d(x, positive)) == 0
+    assert joined(lambda x: conv_transpose3d(conv3d(x, kernel, bias).relu() / conv3d(x, positive), positive)) == 0
+    grouped = weights(5, 1, 3, 3, 3), weights(5, 1, 3, 3, 3) + 1
+    assert joined(lambda x: conv3d(x, grouped[0], groups=5) / conv3d(x, grouped[1], groups=5)) == 0

@@ -7,6 +7,9 @@ the places of the kernel along one axis (T) become channels too, to be added up 
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,8 +37,9 @@ def combine(graph: fx.GraphModule) -> int:
         elif node.target in (aten.add.Tensor, aten.sub.Tensor) and not node.kwargs:
             _add_weights(graph, node)
     finish(graph)
-    for siblings in _siblings(graph):
-        _join(graph, siblings)
+    for siblings in _siblings(_convolutions(graph)):
+        if sum(node.meta["val"].shape[1] for node in siblings) <= _MOST_JOINED:
+            _join(graph, siblings)
     finish(graph)
     for node in _convolutions(graph):
         _unroll(graph, node)
@@ -55,20 +59,39 @@ def absorb_offsets(graph: fx.GraphModule) -> int:
     return absorbed
 
 
-def _convolutions(graph: fx.GraphModule) -> list[fx.Node]:
+def join_wide(graph: fx.GraphModule) -> int:
+    """Compute convolutions of the same input at once, of any width; return how many went.
+
+    ONNX Runtime writes out what each voxel's product takes, 27 times the input: for a layer and its z⁺ then once.
+    """
+    before = count_convolutions(graph)
+    uses: Counter[str] = Counter()
+    for node in graph.graph.find_nodes(op="get_attr"):
+        uses[str(node.target)] += len(node.users)
+    # A weight that something else takes too would be there twice.
+    alone = [node for node in _convolutions(graph, biased=True) if uses[str(node.args[1].target)] == 1]  # type: ignore[union-attr]
+    for siblings in _siblings(alone):
+        _join(graph, siblings)
+    finish(graph)
+    return before - count_convolutions(graph)
+
+
+def _convolutions(graph: fx.GraphModule, biased: bool = False) -> list[fx.Node]:
     return [
         node
         for node in graph.graph.find_nodes(op="call_function", target=aten.convolution.default)
-        if _is_plain(node) and node.args[0].op != "get_attr"
+        if _is_plain(node, biased) and node.args[0].op != "get_attr"
     ]
 
 
-def _is_plain(value: Any) -> bool:
-    """Say whether this is an ordinary convolution without bias, its weight a constant."""
+def _is_plain(value: Any, biased: bool = False) -> bool:
+    """Say whether this is an ordinary convolution, its weight (and where that is allowed, its bias) a constant."""
     if not isinstance(value, fx.Node) or value.target != aten.convolution.default:
         return False
     weight: Any = value.args[1]
-    return weight.op == "get_attr" and value.args[2] is None and not value.args[6]
+    bias: Any = value.args[2]
+    known = bias is None or (biased and bias.op == "get_attr")
+    return weight.op == "get_attr" and known and not value.args[6]
 
 
 def _replace(graph: fx.GraphModule, node: fx.Node, like: fx.Node, weight: torch.Tensor) -> None:
@@ -251,27 +274,31 @@ def _key(node: fx.Node) -> Any:
     return (node.args[0], str(node.args[3:]), node.args[1].meta["val"].shape[2:])  # type: ignore[union-attr]
 
 
-def _siblings(graph: fx.GraphModule) -> list[list[fx.Node]]:
+def _siblings(convolutions: Iterable[fx.Node]) -> list[list[fx.Node]]:
+    """Return those that could be one."""
     found: dict[Any, list[fx.Node]] = {}
-    for node in _convolutions(graph):
+    for node in convolutions:
         if node.args[8] == 1:
             found.setdefault(_key(node), []).append(node)
-    return [
-        nodes for nodes in found.values()
-        if len(nodes) > 1 and sum(node.meta["val"].shape[1] for node in nodes) <= _MOST_JOINED
-    ]  # fmt: skip
+    return [nodes for nodes in found.values() if len(nodes) > 1]
 
 
 def _join(graph: fx.GraphModule, siblings: list[fx.Node]) -> None:
-    """Compute small convolutions of the same input at once, and cut their channels apart."""
+    """Compute convolutions of the same input at once, and cut their channels apart."""
     first = siblings[0]
     weights = [get_constant(graph, str(node.args[1].target)) for node in siblings]  # type: ignore[union-attr]
+    biases = [get_constant(graph, str(bias.target)) if (bias := node.args[2]) else None for node in siblings]  # type: ignore[union-attr]
     with graph.graph.inserting_before(first):
         kernel = add_constant(graph, torch.cat(weights))
-        joined = call(graph.graph, aten.convolution.default, first.args[0], kernel, *first.args[2:])
+        bias = None
+        if any(given is not None for given in biases):
+            pairs = zip(weights, biases, strict=True)
+            parts = [weight.new_zeros(len(weight)) if given is None else given for weight, given in pairs]
+            bias = add_constant(graph, torch.cat(parts))
+        joined = call(graph.graph, aten.convolution.default, first.args[0], kernel, bias, *first.args[3:])
         joined.meta["custom"] = first.meta.get("custom", {})
-        start = 0
-        for node, weight in zip(siblings, weights, strict=True):
-            piece = call(graph.graph, aten.slice.Tensor, joined, 1, start, start + len(weight))
-            start += len(weight)
+        pieces = call(graph.graph, aten.split_with_sizes.default, joined, [len(weight) for weight in weights], 1)
+        for number, node in enumerate(siblings):
+            piece = graph.graph.call_function(operator.getitem, (pieces, number))
+            piece.meta = dict(node.meta)
             node.replace_all_uses_with(piece)

@@ -18,7 +18,7 @@ from selrel_zennit.selection import CalibratedSelection, MotionSelection, Select
 
 from ..artifact import OUTPUTS
 from ..precisions import split_precision
-from .combine import absorb_offsets, combine
+from .combine import absorb_offsets, combine, join_wide
 from .fold import fold, pack_constants
 from .in_place import compute_in_place
 from .kernels import with_kernels
@@ -29,7 +29,7 @@ from .precision import lower_precision
 from .rewriting import constant_bytes, copied, count_convolutions, finish, written_out
 from .schedule import shorten_lives
 from .signs import eliminate_zeros
-from .simplify import simplify
+from .simplify import multiply_for_choices, simplify
 from .trace import trace
 
 
@@ -94,10 +94,24 @@ class ExplanationGraph:
 
     @cached_property
     def for_compilers(self) -> fx.GraphModule:
-        """The graph with max pools going backward by repeating, and with all of its weights constants."""
+        """The graph with max pools going backward by repeating, choices as products, and all of its weights constants."""
+        return _finished(self._for_compilers())
+
+    @cached_property
+    def for_onnx(self) -> fx.GraphModule:
+        """``for_compilers`` with a layer's convolutions of the same input joined: fastest in ONNX Runtime.
+
+        The forward pass then computes what is relevance's alone, so a split artifact is not made of this.
+        """
+        made = self._for_compilers()
+        join_wide(made)
+        return _finished(made)
+
+    def _for_compilers(self) -> fx.GraphModule:
         made = written_out(self._source, FIRST_MAXIMA, by_repeating)
         clamp_now(made)
-        return _finished(made)
+        multiply_for_choices(made)
+        return made
 
     @cached_property
     def runnable(self) -> fx.GraphModule:
