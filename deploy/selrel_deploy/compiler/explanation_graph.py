@@ -94,7 +94,7 @@ class ExplanationGraph:
 
     @cached_property
     def for_compilers(self) -> fx.GraphModule:
-        """The graph with max pools going backward by repeating, choices as products, and all of its weights constants."""
+        """The graph with pools going backward by repeating, choices as products, and all of its weights constants."""
         return _finished(self._for_compilers())
 
     @cached_property
