@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if repo in item.path.parents:
             item.add_marker("repo")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports have made out of garbage collection: looking at all of torch, again and again, takes long."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import math
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from repo.readme import NOT_RUN, RUN, SET_UP, Block, blocks, commands
+from selrel_zennit.cli import COMMANDS, resolve
 
 TOLERANCE = 1e-3
 """Relative. Numbers that a page shows are compared within it, everything else exactly, trailing spaces aside."""
@@ -122,8 +122,8 @@ def missing_options(pages: str) -> dict[str, set[str]]:
     return missing
 
 
-@functools.cache
 def listed_options(command: str) -> set[str]:
-    done = subprocess.run([BIN / "selrel", command, "--help"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"selrel {command}: {done.stderr}"
-    return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", done.stdout))
+    assert command in COMMANDS, f"there is no selrel {command}"
+    parameters = resolve(COMMANDS[command].target).params
+    names = (name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts))
+    return {"--help", *(name for name in names if name.startswith("-"))}
