@@ -20,7 +20,7 @@ from selrel_deploy.bench.device import bench_artifact
 from selrel_deploy.bench.network import Choice, bench_network
 from selrel_deploy.bench.peers import PEERS, peers_of
 from selrel_deploy.bench.report import Pacing, Table, measure, silent
-from selrel_deploy.bench.rows import Bare, Row
+from selrel_deploy.bench.rows import Bare, Row, timed_bare
 from selrel_deploy.bench.table import table
 from selrel_deploy.bench.windows import given_windows, synthetic_windows, video_windows
 from selrel_zennit.video import write_mp4
@@ -160,6 +160,21 @@ def test_ratios_shares_and_verdicts(clock):
     assert "holds" in text
     assert "exact 1e-06" in text
     assert "5 samples a row: p99 is close to the slowest of them" in text
+
+
+def test_a_part_of_a_graph_is_timed_as_it_runs_there(clock):
+    windows, value = given_windows([np.zeros((1, 3, 16, 8, 8), np.float32)] * 3, "clip"), np.ones(2)
+    seen = []
+
+    def call(given):
+        clock.work(0.3 if len(seen) % 2 == 0 else 0.1)  # asleep, awake
+        seen.append(given)
+
+    timed = timed_bare(Bare("selection eager", "eager", "fp32", call, input=value), windows, clock)
+    assert [timed(index)["call"] for index in range(2)] == pytest.approx([0.1, 0.1])
+    assert all(given is value for given in seen)
+    forward = timed_bare(Bare("forward eager fp32", "eager", "fp32", call), windows, clock)
+    assert [forward(index)["call"] for index in range(2)] == pytest.approx([0.3, 0.1])
 
 
 def test_other_work_is_seen_and_said(monkeypatch):
