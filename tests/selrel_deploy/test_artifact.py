@@ -59,7 +59,7 @@ def test_the_onnx_file_is_plain(artifact, graph):
     products = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
     # R·W of a linear layer is written as one more.
     linear = sum("/mm" in node.name for node in products)
-    assert len(products) - linear == count_convolutions(graph.for_onnx) < graph.passes[-1].convolutions
+    assert len(products) - linear == count_convolutions(graph.for_onnx()) < graph.passes[-1].convolutions
     assert all(len(node.output) == 1 for node in model.graph.node if node.op_type == "MaxPool")
     weights = {entry.name for entry in model.graph.initializer}
     # A reshape of a constant moves nothing.

@@ -97,11 +97,11 @@ class ExplanationGraph:
         """The graph with pools going backward by repeating, choices as products, and all of its weights constants."""
         return _finished(self._for_compilers())
 
-    @cached_property
     def for_onnx(self) -> fx.GraphModule:
-        """``for_compilers`` with a layer's convolutions of the same input joined: fastest in ONNX Runtime.
+        """Return ``for_compilers`` with convolutions of the same input joined: a layer and its z⁺, for ONNX Runtime.
 
-        The forward pass then computes what is relevance's alone, so a split artifact is not made of this.
+        The forward pass then computes what is relevance's alone, so a split artifact is not made of this. Made anew at
+        each call: it holds weights of its own.
         """
         made = self._for_compilers()
         join_wide(made)
