@@ -19,6 +19,8 @@ from .rewriting import add_constant, aten, call, count_convolutions, finish, get
 
 # Up to this many output channels cost as much as one: the width of a vector.
 _MOST_JOINED = 16
+# Beyond, products outweigh what they share, and TensorRT keeps more of the weights.
+_MOST_JOINED_WIDE = 256
 
 
 def combine(graph: fx.GraphModule) -> int:
@@ -60,7 +62,7 @@ def absorb_offsets(graph: fx.GraphModule) -> int:
 
 
 def join_wide(graph: fx.GraphModule) -> int:
-    """Compute convolutions of the same input at once, of any width; return how many went.
+    """Compute convolutions of the same input at once, also wide ones; return how many went.
 
     ONNX Runtime writes out what each voxel's product takes, 27 times the input: for a layer and its z⁺ then once.
     """
@@ -71,7 +73,8 @@ def join_wide(graph: fx.GraphModule) -> int:
     # A weight that something else takes too would be there twice.
     alone = [node for node in _convolutions(graph, biased=True) if uses[str(node.args[1].target)] == 1]  # type: ignore[union-attr]
     for siblings in _siblings(alone):
-        _join(graph, siblings)
+        if sum(node.meta["val"].shape[1] for node in siblings) <= _MOST_JOINED_WIDE:
+            _join(graph, siblings)
     finish(graph)
     return before - count_convolutions(graph)
 
