@@ -39,9 +39,8 @@ def combine(graph: fx.GraphModule) -> int:
         elif node.target in (aten.add.Tensor, aten.sub.Tensor) and not node.kwargs:
             _add_weights(graph, node)
     finish(graph)
-    for siblings in _siblings(_convolutions(graph)):
-        if sum(node.meta["val"].shape[1] for node in siblings) <= _MOST_JOINED:
-            _join(graph, siblings)
+    for siblings in _siblings(_convolutions(graph), _MOST_JOINED):
+        _join(graph, siblings)
     finish(graph)
     for node in _convolutions(graph):
         _unroll(graph, node)
@@ -72,9 +71,8 @@ def join_wide(graph: fx.GraphModule) -> int:
         uses[str(node.target)] += len(node.users)
     # A weight that something else takes too would be there twice.
     alone = [node for node in _convolutions(graph, biased=True) if uses[str(node.args[1].target)] == 1]  # type: ignore[union-attr]
-    for siblings in _siblings(alone):
-        if sum(node.meta["val"].shape[1] for node in siblings) <= _MOST_JOINED_WIDE:
-            _join(graph, siblings)
+    for siblings in _siblings(alone, _MOST_JOINED_WIDE):
+        _join(graph, siblings)
     finish(graph)
     return before - count_convolutions(graph)
 
@@ -277,13 +275,16 @@ def _key(node: fx.Node) -> Any:
     return (node.args[0], str(node.args[3:]), node.args[1].meta["val"].shape[2:])  # type: ignore[union-attr]
 
 
-def _siblings(convolutions: Iterable[fx.Node]) -> list[list[fx.Node]]:
-    """Return those that could be one."""
+def _siblings(convolutions: Iterable[fx.Node], most: int) -> list[list[fx.Node]]:
+    """Return those that could be one, of at most ``most`` output channels."""
     found: dict[Any, list[fx.Node]] = {}
     for node in convolutions:
         if node.args[8] == 1:
             found.setdefault(_key(node), []).append(node)
-    return [nodes for nodes in found.values() if len(nodes) > 1]
+    return [
+        nodes for nodes in found.values()
+        if len(nodes) > 1 and sum(node.meta["val"].shape[1] for node in nodes) <= most
+    ]  # fmt: skip
 
 
 def _join(graph: fx.GraphModule, siblings: list[fx.Node]) -> None:
