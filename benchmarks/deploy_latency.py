@@ -4,7 +4,8 @@
 
 The clips are those of the folder that SELREL_DATA names. Each precision is one process of `selrel bench`, in which all
 runners, Zennit and the forward passes take turns: ratios hold within it. All of them at once would not fit into
-memory. The file keeps every sample; a run without --precisions makes all of it anew.
+memory. The processes ask for huge pages of memory (huge_pages.py says what they change). The file keeps every sample;
+a run without --precisions makes all of it anew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import machine, with_pages
 
 from selrel_deploy.precisions import PRECISIONS
 
@@ -32,7 +33,7 @@ def bench(precision: str, clips: str, rounds: int, threads: int) -> dict[str, An
         out = Path(folder) / "bench.json"
         settings = ("--precisions", precision, "--rounds", str(rounds), "--threads", str(threads), "--clips", clips)
         command = [sys.executable, "-m", "selrel_zennit", "bench", *MODEL, "--methods", "dtd", *settings]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {**with_pages(os.environ, huge=True), "OMP_NUM_THREADS": str(threads)}
         subprocess.run([*command, "--json", str(out)], check=True, env=environment)
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     for row in found["rows"]:

@@ -7,12 +7,14 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+# What asks glibc for huge pages, when a process starts.
+HUGE = "glibc.malloc.hugetlb=1"
 PACKAGES = ("torch", "zennit", "numpy", "opencv-python-headless", "onnxruntime", "openvino")
 
 
@@ -29,6 +31,12 @@ def machine(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def with_pages(environment: Mapping[str, str], huge: bool) -> dict[str, str]:
+    """Return an environment that asks for huge pages of memory, or not; other settings of the C library stay."""
+    settings = [text for text in environment.get("GLIBC_TUNABLES", "").split(":") if text and "hugetlb" not in text]
+    return {**environment, "GLIBC_TUNABLES": ":".join([*settings, HUGE] if huge else settings)}
 
 
 def _from_file(path: str, field: str) -> str | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +71,25 @@ def clip_with_ties(spec: sr.ClipSpec, seed: int) -> torch.Tensor:
 
 def norm_relative(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float((value.double() - reference.double()).norm() / reference.double().norm())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_rules_once() -> Generator[None]:
+    """Keep what torch's exporter reads anew for each export: the source of 500 rules, which takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        # An inner part of torch: where it is another one, tests only take longer.
+        with contextlib.suppress(ImportError, AttributeError):
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            read = functools.cache(ONNXRegistry.from_torchlib)
+
+            def fresh(opset_version: int) -> ONNXRegistry:
+                registry = copy.copy(read(opset_version))
+                registry.functions = {name: list(rules) for name, rules in registry.functions.items()}
+                return registry
+
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(fresh))
+        yield
 
 
 @pytest.fixture

@@ -40,9 +40,30 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "memory_bytes": _kilobytes("/proc/meminfo", "MemTotal"),
         "system": f"{platform.system()} {platform.machine()}",
+        "huge_pages": huge_pages(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def huge_pages() -> bool | None:
+    """Return whether large arrays from the C library's malloc lie in huge pages (None: the system does not tell).
+
+    One is made and looked at: what the system was asked, by whom and in which of its versions does not matter.
+    """
+    if platform.system() != "Linux":
+        return None
+    libc, size = ctypes.CDLL(None), 1 << 26
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    place = libc.malloc(size)
+    if place is None:
+        return None
+    try:
+        ctypes.memset(place, 1, size)
+        return _lies_in_huge_pages(place + size // 2)
+    finally:
+        libc.free(place)
 
 
 def cores() -> int:
@@ -144,6 +165,22 @@ def _resident(field: str) -> int | None:
 def _kilobytes(path: str, field: str) -> int | None:
     line = next((line for line in _lines(path) if line.startswith(field)), None)
     return 1024 * int(line.split()[1]) if line else None
+
+
+def _lies_in_huge_pages(address: int) -> bool | None:
+    """Return whether most of the mapping that holds an address is in huge pages, as the system says it."""
+    inside, kilobytes = False, dict[str, int]()
+    for line in _lines("/proc/self/smaps"):
+        field, *values = line.split()
+        if not field.endswith(":"):
+            start, _, end = field.partition("-")
+            inside = int(start, 16) <= address < int(end, 16)
+        elif inside and values[-1] == "kB":
+            kilobytes[field] = int(values[0])
+    if "Rss:" not in kilobytes:
+        return None
+    huge = sum(kilobytes.get(field, 0) for field in ("AnonHugePages:", "Private_Hugetlb:"))
+    return 2 * huge >= kilobytes["Rss:"] + kilobytes.get("Private_Hugetlb:", 0)
 
 
 def _lines(path: str) -> list[str]:

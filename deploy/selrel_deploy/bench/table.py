@@ -40,10 +40,11 @@ def _heading(result: dict[str, Any]) -> str:
     load = f"load average {before:.1f} → {after:.1f}" if before is not None else "load average unknown"
     others = f"other work took {found['others']:.0%} of the cores" if found["others"] is not None else "unknown"
     fill = clips["fill"]
+    pages = {True: " · huge pages", False: " · small pages", None: ""}
     lines = [
         f"{name} · {len(clips['windows'])} windows: {clips['source']}",
-        f"{result['machine']['processor']} · {result['threads']} threads · {result['rounds']} rounds in turn after "
-        f"{result['warm_up']['seconds']:.1f} s of warm-up · {load} · {others}",
+        f"{result['machine']['processor']} · {result['threads']} threads{pages[result['machine'].get('huge_pages')]}",
+        f"{result['rounds']} rounds in turn after {result['warm_up']['seconds']:.1f} s of warm-up · {load} · {others}",
         *(f"WARNING: {text}" for text in result["warnings"]),
         "",
         f"A clip fills in {_ms(fill['seconds'])} ms ({fill['frames']} frames at {fill['fps']:g} per second), "
