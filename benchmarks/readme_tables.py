@@ -133,7 +133,8 @@ def deploy_latency() -> str:
                     f"{row['memory']['peak'] / 1e6:.0f}" if row["memory"]["peak"] is not None else "–",
                     f"{stages['end_to_end']['p99'] / result['budget']:.2f}",
                     parity["grade"] if error is None else f"{parity['grade']}, {100 * error:.2g} %",
-                    PROCESSORS[result["machine"]["processor"]],
+                    PROCESSORS[result["machine"]["processor"]]
+                    + (", huge pages" if result["machine"].get("huge_pages") else ""),
                 ]
             )
     head = [
@@ -208,6 +209,21 @@ def split_cost() -> str:
     return markdown(["ONNX Runtime, medians", "ratio", "limit"], lines)
 
 
+def huge_pages() -> str:
+    """Return what huge pages change in every runner."""
+    found = read("huge_pages")["rows"]
+    columns = {
+        "forward: huge ÷ small": "forward: huge / small",
+        "explanation: huge ÷ small": "explanation: huge / small",
+        "explanation ÷ forward, small": "small: explanation / forward",
+        "explanation ÷ forward, huge": "huge: explanation / forward",
+    }
+    lines = [
+        [f"`{runner}`", *(f"{row['ratios'][name]:.2f}" for name in columns.values())] for runner, row in found.items()
+    ]
+    return markdown(["C3D, fp32", *columns], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "planted": planted,
     "calibration": calibration,
@@ -217,6 +233,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "networks": networks,
     "compiled_methods": compiled_methods,
     "split_cost": split_cost,
+    "huge_pages": huge_pages,
 }
 
 
