@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
+from machine import machine, write_json
 from torch import nn
 from tqdm import tqdm
 
@@ -103,9 +103,7 @@ def main() -> None:
             "machine": machine(),
             "rows": [rows[name] for name in sr.METHODS if name in rows],
         }
-        partial = RESULTS.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, RESULTS)
+        write_json(RESULTS, result)
 
 
 if __name__ == "__main__":

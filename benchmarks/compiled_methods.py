@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import PACKAGES, machine
+from machine import PACKAGES, machine, write_json
 from real_clips import certificate_clips, golden_clip
 
 import selrel_zennit as sr
@@ -99,9 +98,7 @@ def main() -> None:
                 "limits": {"plan_over_weights": MOST_PLAN},
                 "rows": rows,
             }
-            partial = arguments.out.with_suffix(".partial")
-            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, arguments.out)
+            write_json(arguments.out, result)
             plan = f"plan {made['plan_over_weights']:.2f} × weights" if made["plan_over_weights"] else "no plan"
             print(
                 f"{name:<5} {method:<22} {made['grade']:<12} error {made['norm_error']:.1e}  "

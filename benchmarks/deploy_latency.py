@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from machine import machine, with_pages
+from machine import machine, with_pages, write_json
 
 from selrel_deploy.precisions import PRECISIONS
 
@@ -65,9 +65,7 @@ def main() -> None:
             "precisions": {name: kept[name] for name in PRECISIONS if name in kept},
         }
         # After each: hours of measuring are not lost to the last one.
-        partial = RESULTS.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, RESULTS)
+        write_json(RESULTS, result)
 
 
 if __name__ == "__main__":

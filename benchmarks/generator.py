@@ -8,14 +8,12 @@ They are timed in four parts, so that the spread shows; to results/generator.jso
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import cv2
-from machine import machine
+from machine import machine, write_json
 
 from selrel_zennit.synthetic import GENERATOR_VERSION, SyntheticSpec, make_clip
 
@@ -50,9 +48,7 @@ def main() -> None:
         "generator_version": GENERATOR_VERSION,
         "clips_per_second": {name: rates(spec, clips) for name, spec in settings.items()},
     }
-    partial = RESULTS.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, RESULTS)
+    write_json(RESULTS, result)
     for name, found in result["clips_per_second"].items():
         print(f"{name}: {min(found):.0f} to {max(found):.0f} clips a second")
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import HUGE, machine, with_pages
+from machine import HUGE, machine, with_pages, write_json
 from methods_cost import clip_for
 
 import selrel_zennit as sr
@@ -116,9 +116,7 @@ def main() -> None:
         "asked": f"GLIBC_TUNABLES={HUGE}",
         "rows": rows,
     }
-    partial = arguments.out.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, arguments.out)
+    write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

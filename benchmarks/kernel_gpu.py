@@ -12,8 +12,6 @@ maps, checks the results and times nothing. Without a GPU: one line, exit code 2
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
+from machine import machine, write_json
 
 from selrel_kernels import reference, torch_operator
 from selrel_kernels.plan import KernelUnavailable, flags
@@ -213,9 +211,7 @@ def main() -> int:
             except torch.OutOfMemoryError:
                 print("  left out: this GPU has too little memory for it")
     result["gpu"]["after"] = clocks()
-    partial = arguments.out.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, arguments.out)
+    write_json(arguments.out, result)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from selrel_zennit.files import atomic_path
 
 # What asks glibc for huge pages, when a process starts.
 HUGE = "glibc.malloc.hugetlb=1"
@@ -37,6 +40,12 @@ def with_pages(environment: Mapping[str, str], huge: bool) -> dict[str, str]:
     """Return an environment that asks for huge pages of memory, or not; other settings of the C library stay."""
     settings = [text for text in environment.get("GLIBC_TUNABLES", "").split(":") if text and "hugetlb" not in text]
     return {**environment, "GLIBC_TUNABLES": ":".join([*settings, HUGE] if huge else settings)}
+
+
+def write_json(path: Path, value: Any, ensure_ascii: bool = True) -> None:
+    """Write results whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=ensure_ascii) + "\n", encoding="utf-8")
 
 
 def _from_file(path: str, field: str) -> str | None:

@@ -9,7 +9,6 @@ turn, so that whatever else the machine does falls on all of them. Ratios are of
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import PACKAGES, machine
+from machine import PACKAGES, machine, write_json
 from torch import nn
 
 import selrel_zennit as sr
@@ -116,9 +115,7 @@ def main() -> None:
             for name, samples in seconds.items()
         },
     }
-    partial = RESULTS.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, RESULTS)
+    write_json(RESULTS, result)
 
     print(f"load average before {load_before:.1f}, after {os.getloadavg()[0]:.1f}")
     for name, median in medians.items():

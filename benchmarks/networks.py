@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from hand_placed import RULES, explain, reference
-from machine import PACKAGES, machine
+from machine import PACKAGES, machine, write_json
 from real_clips import certificate_clips, golden_clip
 from tables import built
 from torch import nn
@@ -301,9 +301,7 @@ def main() -> None:
                 "limits": LIMITS,
                 "rows": rows,
             }
-            partial = arguments.out.with_suffix(".partial")
-            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, arguments.out)
+            write_json(arguments.out, result)
             arrives = f"{row['conserved']:.6f}" if "conserved" in row else "-"
             cosine = f"{row['cosine']:.8f}" if "cosine" in row else "-"
             by_rules = f"{row['hand_placed']:.1e}" if "hand_placed" in row else "-"

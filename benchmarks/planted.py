@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from machine import machine
+from machine import machine, write_json
 from tables import planted as planted_tables
 from tqdm import tqdm
 
@@ -244,13 +244,6 @@ def scores_of(
     held = {"fingerprints": found, "clips": len(chosen), "seconds": time.perf_counter() - since, "rows": rows}
     write_json(path, held)
     return held
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def truth(spec: SyntheticSpec, chosen: list[Chosen]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ process of its own, above what holds the model.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine
+from machine import machine, write_json
 from real_clips import CLIPS, clip_of
 
 import selrel_zennit as sr
@@ -168,9 +167,7 @@ def main() -> None:
         "selection_share": 1 - medians["inductor fp32 without selection"] / medians["inductor fp32"],
         "peak_memory_mib": {what: peak_memory(what) for what in ("zennit", "fp32")},
     }
-    partial = RESULTS.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, RESULTS)
+    write_json(RESULTS, result, ensure_ascii=False)
     for name, row in rows.items():
         ratio = f"{row['over_forward']:5.2f} × forward" if "over_forward" in row else ""
         print(f"{name:<32} {row['median_s']:7.3f} s  {row['over_zennit']:6.3f} × Zennit  {ratio}")

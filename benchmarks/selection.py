@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import resource
 import statistics
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import machine
+from machine import machine, write_json
 
 from selrel_kernels import select_motion
 
@@ -145,9 +144,7 @@ def main() -> None:
             "against_dtd": against_dtd(arguments.explanations),
         }
     result["load_average"]["after"] = os.getloadavg()[0]  # on an idle machine: at most the threads used
-    partial = RESULTS.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, RESULTS)
+    write_json(RESULTS, result)
 
     print("load average before {before:.1f}, after {after:.1f}".format(**result["load_average"]))
     for allocator, table in result["tables"].items():

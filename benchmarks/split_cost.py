@@ -10,7 +10,6 @@ are medians of the ratios of each round; the file keeps every sample.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 
 import onnxruntime
 import torch
-from machine import PACKAGES, machine
+from machine import PACKAGES, machine, write_json
 from methods_cost import clip_for
 
 import selrel_zennit as sr
@@ -128,9 +127,7 @@ def main() -> None:
             for name, samples in ratios.items()
         },
     }
-    partial = arguments.out.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, arguments.out)
+    write_json(arguments.out, result)
 
     print(f"load average before {load_before:.1f}, after {os.getloadavg()[0]:.1f}")
     for name, samples in seconds.items():

@@ -23,7 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from machine import machine
+from machine import machine, write_json
 from train_demo import SEEDS, STAGES, Learner, save, score, train
 
 import selrel_zennit as sr
@@ -117,9 +117,7 @@ def main() -> int:
     }
     out = arguments.out or (RESULTS if arguments.device != "cpu" else None)
     if out is not None:
-        partial = out.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, out)
+        write_json(out, result)
     cosines = {method: round(found["mean"], 3) for method, found in result["class_sensitivity"].items()}
     grades = {name: found["grade"] for name, found in result["parity"].items()}
     print(json.dumps({"accuracy": accuracy["whole"], "class cosine": cosines, "parity": grades}, indent=1))

@@ -31,7 +31,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from selrel_zennit import ClipSpec
-from selrel_zennit.files import sha256_file
+from selrel_zennit.files import atomic_path, sha256_file
 from selrel_zennit.models.c3d import C3D
 from selrel_zennit.models.demo import HIDDEN, WIDTH
 from selrel_zennit.synthetic import CLASSES, GENERATOR_VERSION, SyntheticSpec, frozen, make_clip
@@ -212,10 +212,8 @@ def validate(learner: Learner, stage: Stage, spec: SyntheticSpec, workers: int, 
 
 
 def save(model: C3D, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, partial)
-    partial.replace(path)
+    with atomic_path(path) as temporary:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)
 
 
 def rate(hits: Sequence[bool]) -> dict[str, float]:

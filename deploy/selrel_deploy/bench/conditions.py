@@ -175,7 +175,7 @@ def _lies_in_huge_pages(address: int) -> bool | None:
         if not field.endswith(":"):
             start, _, end = field.partition("-")
             inside = int(start, 16) <= address < int(end, 16)
-        elif inside and values[-1] == "kB":
+        elif inside and values[-1:] == ["kB"]:
             kilobytes[field] = int(values[0])
     if "Rss:" not in kilobytes:
         return None
