@@ -82,15 +82,14 @@ def by_repeating(
     if list(kernel) != list(stride) or list(kernel[-2:]) != [2, 2] or any(d != 1 for d in dilation):
         return max_pool_backward(gradient, input, pooled, kernel, stride, padding, dilation)
     values = _whole_windows(input, gradient, kernel, stride, padding, dilation)
-    rank = torch.ones([1] * values.ndim, dtype=torch.float32, device=values.device)
     # A power of two, so that every rank is exact.
     step = 2.0 ** -(math.prod(kernel)).bit_length()
-    for axis, k in enumerate(kernel):
-        if k > 1:
-            inner = kernel[axis + 1 :]
-            places = torch.arange(values.shape[axis + 2], device=values.device).remainder(k) * (math.prod(inner) * step)
-            rank = rank - places.reshape([-1] + [1] * len(inner))
-    rank = rank + (values == _repeated(pooled, kernel))
+    height, width = (torch.arange(size, device=values.device).remainder(2) * step for size in values.shape[-2:])
+    rank = (1 - 2 * height[:, None] - width) + (values == _repeated(pooled, kernel))
+    if len(kernel) == 3 and kernel[0] > 1:
+        # Apart from the plane, so that no constant has the size of T, H and W.
+        time = torch.arange(values.shape[2], device=values.device).remainder(kernel[0]) * (4 * step)
+        rank = rank - time[:, None, None]
     first = rank == _repeated(max_pool(rank, kernel, stride, 0, 1, False), kernel)
     return _cut_to(_repeated(gradient, kernel) * first, input, padding)
 
