@@ -26,7 +26,7 @@ from .lower import lower
 from .max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward, rectify_after_pools
 from .parts_of_weights import clamp_at_run_time, clamp_now, multiply_in_blocks
 from .precision import lower_precision
-from .rewriting import constant_bytes, copied, count_convolutions, finish, written_out
+from .rewriting import constant_bytes, copied, count_convolutions, finish, without_code, written_out
 from .schedule import shorten_lives
 from .signs import eliminate_zeros
 from .simplify import multiply_for_choices, simplify
@@ -127,6 +127,7 @@ class ExplanationGraph:
         return with_kernels(self.for_compilers)
 
 
+@without_code
 def compile_explanation(
     attributor: Attributor, clip: torch.Tensor, selection: Selection | None = None, precision: str = "fp32"
 ) -> ExplanationGraph:

@@ -10,11 +10,16 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
+
+# Graphs that torch makes in it write their code when it is first run or read, not after every pass: that takes a sixth
+# of the time. Those that are handed out are ordinary ones, which dynamo compiles.
+without_code = _use_lazy_graph_module(True)
 
 CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
 
@@ -77,6 +82,7 @@ def copied(graph: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph, copy)
 
 
+@without_code
 def written_out(graph: fx.GraphModule, operation: Any, rule: Callable[..., torch.Tensor]) -> fx.GraphModule:
     """Return the graph with an operation's calls replaced by what ``rule(*args)`` calls; it shares all constants.
 

@@ -164,6 +164,11 @@ def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return None
 
 
+def _squeeze(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """One way to say it, and one that the ONNX exporter has a function for."""
+    return graph.call_function(aten.reshape.default, (node.args[0], list(node.meta["val"].shape)))
+
+
 def _permute(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     source, order = node.args
     return source if list(order) == list(range(len(order))) else None  # type: ignore[arg-type, return-value]
@@ -210,6 +215,8 @@ _RULES: dict[Any, Rule] = {
     aten.permute.default: _permute,
     aten.reshape.default: _reshape,
     aten.slice.Tensor: _if_same_shape,
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
     aten.sub.Tensor: _sub,
     aten.t.default: _transpose,
 }
