@@ -84,14 +84,18 @@ def by_repeating(
     values = _whole_windows(input, gradient, kernel, stride, padding, dilation)
     # A power of two, so that every rank is exact.
     step = 2.0 ** -(math.prod(kernel)).bit_length()
-    height, width = (torch.arange(size, device=values.device).remainder(2) * step for size in values.shape[-2:])
+    height, width = (_places(values, axis, 2) * step for axis in (-2, -1))
     rank = (1 - 2 * height[:, None] - width) + (values == _repeated(pooled, kernel))
     if len(kernel) == 3 and kernel[0] > 1:
         # Apart from the plane, so that no constant has the size of T, H and W.
-        time = torch.arange(values.shape[2], device=values.device).remainder(kernel[0]) * (4 * step)
-        rank = rank - time[:, None, None]
+        rank = rank - (_places(values, 2, kernel[0]) * 4 * step)[:, None, None]
     first = rank == _repeated(max_pool(rank, kernel, stride, 0, 1, False), kernel)
     return _cut_to(_repeated(gradient, kernel) * first, input, padding)
+
+
+def _places(values: Tensor, axis: int, kernel: int) -> Tensor:
+    """Return the place of every index along an axis in its window: 0, 1, …, kernel − 1, again and again."""
+    return torch.arange(values.shape[axis], dtype=torch.float32, device=values.device).remainder(kernel)
 
 
 def _repeated(values: Tensor, kernel: Sequence[int]) -> Tensor:
