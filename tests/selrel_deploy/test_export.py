@@ -141,11 +141,7 @@ def test_nodes_say_which_module_they_come_from(dtd):
 def test_linear_weights_are_there_once(dtd):
     """Forward and relevance read one copy: floats of the network, and as many for z⁺ as it has weights."""
     file = onnx_ir.load(dtd)
-    matrices = [
-        value
-        for value in file.graph.initializers.values()
-        if len(value.shape) == 2 and {node.op_type for node in value.consumers()} & {"Gemm", "MatMul", "Reshape"}
-    ]
+    matrices = [value for value in file.graph.initializers.values() if len(value.shape) == 2 and value.dtype == 1]
     assert sorted(tuple(value.shape) for value in matrices) == sorted([(16, 600), (5, 16)] * 2)
     assert not [node for node in file.graph if node.op_type == "MatMul" and node.inputs[1] in matrices]
 

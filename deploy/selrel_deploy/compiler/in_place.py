@@ -21,9 +21,7 @@ _IN_PLACE: dict[Any, Any] = {
 }
 _EITHER = frozenset({aten.add.Tensor, aten.mul.Tensor})
 # Views of all of an array, each of its values once.
-_WHOLE_VIEWS = frozenset(
-    {aten.reshape.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.view.default}
-)
+_WHOLE_VIEWS = frozenset({aten.reshape.default, aten.unsqueeze.default, aten.view.default})
 
 
 def compute_in_place(graph: fx.GraphModule) -> int:

@@ -85,17 +85,19 @@ def by_repeating(
     # A power of two, so that every rank is exact.
     step = 2.0 ** -(math.prod(kernel)).bit_length()
     height, width = (_places(values, axis, 2) * step for axis in (-2, -1))
-    rank = (1 - 2 * height[:, None] - width) + (values == _repeated(pooled, kernel))
+    rank = (1 - 2 * height - width) + (values == _repeated(pooled, kernel))
     if len(kernel) == 3 and kernel[0] > 1:
         # Apart from the plane, so that no constant has the size of T, H and W.
-        rank = rank - (_places(values, 2, kernel[0]) * 4 * step)[:, None, None]
+        rank = rank - _places(values, 2, kernel[0]) * (4 * step)
     first = rank == _repeated(max_pool(rank, kernel, stride, 0, 1, False), kernel)
     return _cut_to(_repeated(gradient, kernel) * first, input, padding)
 
 
 def _places(values: Tensor, axis: int, kernel: int) -> Tensor:
-    """Return the place of every index along an axis in its window: 0, 1, …, kernel − 1, again and again."""
-    return torch.arange(values.shape[axis], dtype=torch.float32, device=values.device).remainder(kernel)
+    """Return the place of every index along an axis in its window, from 0 to kernel − 1; it broadcasts."""
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    return torch.arange(values.shape[axis], dtype=torch.float32, device=values.device).remainder(kernel).reshape(shape)
 
 
 def _repeated(values: Tensor, kernel: Sequence[int]) -> Tensor:
