@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch.nn.functional import conv3d, conv_transpose3d, linear
+from torch.nn.functional import conv2d, conv3d, conv_transpose3d, linear
 
-from selrel_deploy.compiler.combine import absorb_offsets, combine, join_wide
+from selrel_deploy.compiler.combine import absorb_offsets, combine, join_wide, sum_by_convolution, unroll_in_time
 from selrel_deploy.compiler.rewriting import aten, count_convolutions, count_operations
 from selrel_deploy.compiler.simplify import simplify
 
@@ -144,3 +144,52 @@ def test_a_layer_and_its_positive_part_read_their_input_once(lowered):
     assert joined(lambda x: conv_transpose3d(conv3d(x, kernel, bias).relu() / conv3d(x, positive), positive)) == 0
     grouped = weights(5, 1, 3, 3, 3), weights(5, 1, 3, 3, 3) + 1
     assert joined(lambda x: conv3d(x, grouped[0], groups=5) / conv3d(x, grouped[1], groups=5)) == 0
+
+
+def test_a_kernel_is_unrolled_in_time_where_few_channels_come_of_many(lowered):
+    values = weights(2, 12, 4, 6, 7)
+
+    def unrolled(kernel, value=values, **geometry):
+        def function(x):
+            return (conv3d if x.ndim == 5 else conv2d)(x, kernel, **geometry)
+
+        graph = lowered(function, value)
+        changed = unroll_in_time(graph)
+        assert norm_relative(graph(value), function(value)) <= 1e-15
+        (product,) = graph.graph.find_nodes(op="call_function", target=aten.convolution.default)
+        assert tuple(product.args[1].meta["val"].shape[:3]) == (
+            (len(kernel) * kernel.shape[2], 12, 1) if changed else tuple(kernel.shape[:3])
+        )
+        return changed
+
+    assert unrolled(weights(8, 12, 3, 3, 3), padding=1) == 1
+    assert unrolled(weights(12, 12, 2, 1, 3)) == 1
+    assert unrolled(weights(8, 12, 5, 3, 3), padding=(4, 1, 1)) == 1
+    # More come out than go in, or too many; one place in time; strides, rests, groups; no time at all.
+    assert unrolled(weights(13, 12, 3, 3, 3), padding=1) == 0
+    assert unrolled(weights(65, 70, 3, 1, 1), weights(1, 70, 4, 3, 3)) == 0
+    assert unrolled(weights(8, 12, 1, 3, 3)) == 0
+    assert unrolled(weights(8, 12, 3, 3, 3), stride=2) == 0
+    assert unrolled(weights(8, 12, 2, 3, 3), dilation=2) == 0
+    assert unrolled(weights(12, 1, 3, 3, 3), groups=12) == 0
+    assert unrolled(weights(8, 12, 3, 3), values[:, :, 0]) == 0
+
+
+def test_relevance_is_summed_over_a_clips_channels_by_a_convolution(lowered):
+    clip, images, features = weights(2, 3, 4, 6, 7), weights(2, 3, 6, 7), weights(2, 5, 4, 6, 7)
+
+    def summed(function, value):
+        graph = lowered(function, value)
+        changed = sum_by_convolution(graph)
+        assert graph(value).shape == function(value).shape
+        assert norm_relative(graph(value), function(value)) <= 1e-15
+        assert count_convolutions(graph) == changed
+        return changed
+
+    assert summed(lambda x: (x * x).sum(1), clip) == 1
+    assert summed(lambda x: (x * x).sum(1), images) == 1
+    # Other channels, other axes, an axis that stays.
+    assert summed(lambda x: (x * x).sum(1), features) == 0
+    assert summed(lambda x: (x * x).sum((1, 2)), clip) == 0
+    assert summed(lambda x: (x * x).sum(2), clip) == 0
+    assert summed(lambda x: (x * x).sum(1, keepdim=True), clip) == 0

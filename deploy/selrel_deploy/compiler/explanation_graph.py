@@ -18,7 +18,7 @@ from selrel_zennit.selection import CalibratedSelection, MotionSelection, Select
 
 from ..artifact import OUTPUTS
 from ..precisions import split_precision
-from .combine import absorb_offsets, combine, join_wide
+from .combine import absorb_offsets, combine, join_wide, sum_by_convolution, unroll_in_time
 from .fold import fold, pack_constants
 from .in_place import compute_in_place
 from .kernels import with_kernels
@@ -31,6 +31,7 @@ from .schedule import shorten_lives
 from .signs import eliminate_zeros
 from .simplify import multiply_for_choices, simplify
 from .trace import trace
+from .window_divisors import divide_by_window
 
 
 class PassReport(NamedTuple):
@@ -95,20 +96,25 @@ class ExplanationGraph:
     @cached_property
     def for_compilers(self) -> fx.GraphModule:
         """The graph with pools going backward by repeating, choices as products, and all of its weights constants."""
-        return _finished(self._for_compilers())
+        return _finished(self._for_compilers(self._source))
 
     def for_onnx(self) -> fx.GraphModule:
-        """Return ``for_compilers`` with convolutions of the same input joined: a layer and its z⁺, for ONNX Runtime.
+        """Return ``for_compilers`` as ONNX Runtime is faster with it.
 
-        The forward pass then computes what is relevance's alone, so a split artifact is not made of this. Made anew at
-        each call: it holds weights of its own.
+        What goes back through a pool is divided before it is spread, and convolutions of the same input are joined: a
+        layer and its z⁺. The forward pass then computes what is relevance's alone, so a split artifact is not made of
+        this. Made anew at each call: it holds weights of its own.
         """
-        made = self._for_compilers()
+        made = copied(self._source)
+        divide_by_window(made)
+        made = self._for_compilers(made)
         join_wide(made)
+        unroll_in_time(made)
+        sum_by_convolution(made)
         return _finished(made)
 
-    def _for_compilers(self) -> fx.GraphModule:
-        made = written_out(self._source, FIRST_MAXIMA, by_repeating)
+    def _for_compilers(self, source: fx.GraphModule) -> fx.GraphModule:
+        made = written_out(source, FIRST_MAXIMA, by_repeating)
         clamp_now(made)
         multiply_for_choices(made)
         return made

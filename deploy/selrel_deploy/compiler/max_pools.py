@@ -79,9 +79,14 @@ def by_repeating(
     overlap, or are not two high and two wide, it is max_pool_backward: to repeat by two in H and W is what ONNX
     runtimes are fast at.
     """
-    if list(kernel) != list(stride) or list(kernel[-2:]) != [2, 2] or any(d != 1 for d in dilation):
+    if not in_pairs(kernel, stride, dilation):
         return max_pool_backward(gradient, input, pooled, kernel, stride, padding, dilation)
     values = _whole_windows(input, gradient, kernel, stride, padding, dilation)
+    return _cut_to(spread(gradient, winners(values, pooled, kernel), kernel), input, padding)
+
+
+def winners(values: Tensor, pooled: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Return 1 at the first maximum of every window and 0 elsewhere, for ``by_repeating``'s pools."""
     # A power of two, so that every rank is exact.
     step = 2.0 ** -(math.prod(kernel)).bit_length()
     height, width = (_places(values, axis, 2) * step for axis in (-2, -1))
@@ -89,8 +94,17 @@ def by_repeating(
     if len(kernel) == 3 and kernel[0] > 1:
         # Apart from the plane, so that no constant has the size of T, H and W.
         rank = rank - _places(values, 2, kernel[0]) * (4 * step)
-    first = rank == _repeated(max_pool(rank, kernel, stride, 0, 1, False), kernel)
-    return _cut_to(_repeated(gradient, kernel) * first, input, padding)
+    return rank == _repeated(max_pool(rank, kernel, kernel, 0, 1, False), kernel)
+
+
+def spread(gradient: Tensor, winners: Tensor, kernel: Sequence[int]) -> Tensor:
+    """Return each window's gradient at its winner, and zeros."""
+    return _repeated(gradient, kernel) * winners
+
+
+def in_pairs(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
+    """Say whether windows lie side by side, two high and two wide."""
+    return list(kernel) == list(stride) and list(kernel[-2:]) == [2, 2] and all(d == 1 for d in dilation)
 
 
 def _places(values: Tensor, axis: int, kernel: int) -> Tensor:

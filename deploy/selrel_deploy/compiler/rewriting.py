@@ -92,17 +92,26 @@ def written_out(graph: fx.GraphModule, operation: Any, rule: Callable[..., torch
     for node in made.graph.find_nodes(op="call_function", target=operation):
         given = [value for value in node.args if isinstance(value, fx.Node)]
         settings = node.args[len(given) :]
-        with FakeTensorMode():
-            examples = [torch.empty(value.meta["val"].shape, dtype=value.meta["val"].dtype) for value in given]
-        traced = make_fx(lambda *values, rest=settings: rule(*values, *rest), tracing_mode="fake")(*examples)
-        known: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), given, strict=True))
         with made.graph.inserting_before(node):
-            for inner in traced.graph.nodes:
-                if inner.op == "call_function":
-                    known[inner] = _inlined(made, inner, known)
-        result: Any = traced.graph.output_node().args[0]
-        node.replace_all_uses_with(known[result])
+            node.replace_all_uses_with(inline(made, lambda *values, rest=settings: rule(*values, *rest), *given))
     finish(made)
+    return made
+
+
+def inline(graph: fx.GraphModule, function: Callable[..., torch.Tensor], *given: fx.Node) -> fx.Node:
+    """Insert, at the graph's insertion point, what ``function`` calls on tensors like the given nodes' values.
+
+    Arrays that it makes of numbers alone become constants.
+    """
+    with FakeTensorMode():
+        examples = [torch.empty(value.meta["val"].shape, dtype=value.meta["val"].dtype) for value in given]
+    traced = make_fx(function, tracing_mode="fake")(*examples)
+    known: dict[fx.Node, Any] = dict(zip(traced.graph.find_nodes(op="placeholder"), given, strict=True))
+    for inner in traced.graph.nodes:
+        if inner.op == "call_function":
+            known[inner] = _inlined(graph, inner, known)
+    result: Any = traced.graph.output_node().args[0]
+    made: fx.Node = known[result]
     return made
 
 
@@ -146,6 +155,15 @@ def add_constant(graph: fx.GraphModule, value: torch.Tensor) -> fx.Node:
     node = graph.graph.get_attr(f"constant_{number}")
     node.meta["val"] = value.to("meta")
     return node
+
+
+def constant_nodes(graph: fx.GraphModule) -> set[fx.Node]:
+    """Return the nodes that follow from constants and numbers alone."""
+    constant: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and constant.issuperset(node.all_input_nodes)):
+            constant.add(node)
+    return constant
 
 
 def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

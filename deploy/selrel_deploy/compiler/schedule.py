@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .rewriting import aten, finish
+from .rewriting import aten, constant_nodes, finish
 
 # What makes new information at a price: the forward pass and relevance come to it in their own time.
 _PRODUCTS = frozenset({aten.bmm.default, aten.convolution.default, aten.linear.default, aten.mm.default})
@@ -20,10 +20,7 @@ _PRODUCTS = frozenset({aten.bmm.default, aten.convolution.default, aten.linear.d
 
 def shorten_lives(graph: fx.GraphModule) -> int:
     """Move forward, in place, what follows from one array alone and is no larger; return how many operations went."""
-    constant: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and constant.issuperset(node.all_input_nodes)):
-            constant.add(node)
+    constant = constant_nodes(graph)
     moved = 0
     for node in reversed(list(graph.graph.nodes)):
         if node.op == "call_function" and node not in constant:
