@@ -98,17 +98,18 @@ class ExplanationGraph:
         """The graph with pools going backward by repeating, choices as products, and all of its weights constants."""
         return _finished(self._for_compilers(self._source))
 
-    def for_onnx(self) -> fx.GraphModule:
+    def for_onnx(self, split: bool = False) -> fx.GraphModule:
         """Return ``for_compilers`` as ONNX Runtime is faster with it.
 
-        What goes back through a pool is divided before it is spread, and convolutions of the same input are joined: a
-        layer and its z⁺. The forward pass then computes what is relevance's alone, so a split artifact is not made of
-        this. Made anew at each call: it holds weights of its own.
+        What goes back through a pool is divided before it is spread, narrow kernels are unrolled in time, and
+        convolutions of the same input joined: a layer and its z⁺. The forward pass then computes what is relevance's
+        alone, so with ``split`` they stay apart. Made anew at each call: it holds weights of its own.
         """
         made = copied(self._source)
         divide_by_window(made)
         made = self._for_compilers(made)
-        join_wide(made)
+        if not split:
+            join_wide(made)
         unroll_in_time(made)
         sum_by_convolution(made)
         return _finished(made)
