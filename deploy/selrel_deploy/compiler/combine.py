@@ -19,8 +19,7 @@ from .rewriting import add_constant, aten, call, count_convolutions, finish, get
 
 # Up to this many output channels cost as much as one: the width of a vector.
 _MOST_JOINED = 16
-# Measured on C3D's DTD: as wide as this takes 3 % off in ONNX Runtime; twice as wide takes off nothing more, and
-# TensorRT's plan then passes 2.4 times the weights.
+# Measured on C3D's DTD: as wide as this takes 3 % off in ONNX Runtime; twice as wide takes off nothing more.
 _MOST_JOINED_WIDE = 512
 # Measured on C3D's DTD: in ONNX Runtime conv2's backward, of which 64 channels come, takes 15 % less; wider ones gain
 # nothing.

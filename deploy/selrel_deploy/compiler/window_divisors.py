@@ -2,8 +2,8 @@
 
 A rule may divide a pool's relevance, voxel by voxel, by what follows from the pool's input: z^B by the first
 convolution shifted by its bounds, ε by the convolution itself. At a winner that input is what the pool gave, so each
-window has one divisor: for C3D's first pool, a quarter of the divisions and of the stabilisers before them. Every value
-stays the same.
+window has one divisor: for C3D's first pool, a quarter of the divisions and of the stabilisers before them. Values are
+the same bit by bit, where the places of a window are a power of two.
 """
 
 from __future__ import annotations
@@ -139,6 +139,7 @@ def _looked_up(graph: fx.GraphModule, constant: fx.Node, mask: fx.Node, kernel: 
 
 
 def _value(graph: fx.GraphModule, constant: fx.Node) -> Tensor:
+    """Compute what follows from constants alone."""
     if constant.op == "get_attr":
         return get_constant(graph, str(constant.target))
     operation: Any = constant.target
