@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .rewriting import add_constant, aten, finish, get_constant
+from .rewriting import add_constant, aten, constant_nodes, finish, get_constant
 
 # These cost nothing at run time and much as a constant.
 _LEFT = frozenset({aten.expand.default, aten.full.default, aten.scalar_tensor.default})
@@ -24,12 +24,7 @@ def fold(graph: fx.GraphModule) -> int:
 
     Sums of products are taken in float64 and rounded once.
     """
-    constant: set[fx.Node] = set()
-    for node in graph.graph.nodes:
-        if node.op == "get_attr" or (
-            node.op == "call_function" and all(source in constant for source in node.all_input_nodes)
-        ):
-            constant.add(node)
+    constant = constant_nodes(graph)
     values: dict[fx.Node, Any] = {}
     folded = 0
     for node in list(graph.graph.nodes):
@@ -42,7 +37,7 @@ def fold(graph: fx.GraphModule) -> int:
             sources = [node]
         for source in sources:
             with graph.graph.inserting_before(source):
-                made = add_constant(graph, _evaluate(graph, source, values).contiguous())
+                made = add_constant(graph, evaluate(graph, source, values).contiguous())
             made.meta["custom"] = source.meta.get("custom", {})
             source.replace_all_uses_with(made)
             constant.add(made)
@@ -52,12 +47,13 @@ def fold(graph: fx.GraphModule) -> int:
     return folded
 
 
-def _evaluate(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def evaluate(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """Return the value of a node that follows from constants alone; ``values`` keeps what is computed on the way."""
     if node not in values:
         if node.op == "get_attr":
             return get_constant(graph, str(node.target))
         args: Any
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: _evaluate(graph, source, values))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: evaluate(graph, source, values))
         target: Any = node.target
         if target in _MULTIPLY and any(_is_single(value) for value in args):
             args = tuple(value.double() if _is_single(value) else value for value in args)

@@ -17,8 +17,9 @@ import torch
 from torch import fx
 from torch.nn import functional
 
+from .fold import evaluate
 from .max_pools import FIRST_MAXIMA, in_pairs, spread, winners
-from .rewriting import aten, call, constant_nodes, finish, get_constant, inline, module_of
+from .rewriting import aten, call, constant_nodes, finish, inline, module_of
 
 Tensor = torch.Tensor
 
@@ -94,17 +95,21 @@ def _at_winners(graph: fx.GraphModule, constant: fx.Node, mask: fx.Node, kernel:
     """Return a constant array's value at each window's winner; it broadcasts where the array does."""
     sizes = constant.meta["val"].shape
     if sizes == mask.meta["val"].shape:
-        return _by_regions(graph, constant, mask, kernel, [])
+        return _by_regions(graph, constant, evaluate(graph, constant, {}), mask, kernel, [])
     if all(size == 1 or k == 1 for size, k in zip(reversed(sizes), reversed(kernel), strict=False)):
         return constant
     return _looked_up(graph, constant, mask, kernel)
 
 
 def _by_regions(
-    graph: fx.GraphModule, constant: fx.Node, mask: fx.Node, kernel: Sequence[int], cuts: list[tuple[int, int, int]]
+    graph: fx.GraphModule,
+    constant: fx.Node,
+    value: Tensor,
+    mask: fx.Node,
+    kernel: Sequence[int],
+    cuts: list[tuple[int, int, int]],
 ) -> fx.Node:
     """Look up only where a window holds several values: of what follows from padding, that is at the border."""
-    value = _value(graph, constant)
     axes = list(enumerate(kernel, value.ndim - len(kernel)))
     for axis, k in axes:
         windows = torch.stack(torch.split(value.movedim(axis, 0), k))
@@ -122,7 +127,8 @@ def _by_regions(
             if start < end:
                 cut = (axis, start * k, end * k)
                 part = call(graph.graph, aten.slice.Tensor, constant, *cut)
-                regions.append(_by_regions(graph, part, mask, kernel, [*cuts, cut]))
+                within = value.narrow(axis, start * k, (end - start) * k)
+                regions.append(_by_regions(graph, part, within, mask, kernel, [*cuts, cut]))
         return call(graph.graph, aten.cat.default, regions, axis)
     for axis, k in axes:
         constant = call(graph.graph, aten.slice.Tensor, constant, axis, 0, value.shape[axis], k)
@@ -136,13 +142,3 @@ def _looked_up(graph: fx.GraphModule, constant: fx.Node, mask: fx.Node, kernel: 
         return found
 
     return inline(graph, function, constant, mask)
-
-
-def _value(graph: fx.GraphModule, constant: fx.Node) -> Tensor:
-    """Compute what follows from constants alone."""
-    if constant.op == "get_attr":
-        return get_constant(graph, str(constant.target))
-    operation: Any = constant.target
-    given: Any = fx.node.map_arg((constant.args, constant.kwargs), lambda node: _value(graph, node))
-    value: Tensor = operation(*given[0], **given[1])
-    return value
