@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, conv3d, conv_transpose3d, linear
 
-from selrel_deploy.compiler.combine import absorb_offsets, combine, join_wide, sum_by_convolution, unroll_in_time
+from selrel_deploy.compiler.combine import (
+    absorb_offsets,
+    combine,
+    join_wide,
+    skip_padding_in_time,
+    sum_by_convolution,
+    unroll_in_time,
+)
 from selrel_deploy.compiler.rewriting import aten, count_convolutions, count_operations
 from selrel_deploy.compiler.simplify import simplify
 
@@ -173,6 +180,38 @@ def test_a_kernel_is_unrolled_in_time_where_few_channels_come_of_many(lowered):
     assert unrolled(weights(8, 12, 2, 3, 3), dilation=2) == 0
     assert unrolled(weights(12, 1, 3, 3, 3), groups=12) == 0
     assert unrolled(weights(8, 12, 3, 3), values[:, :, 0]) == 0
+
+
+def test_padding_in_time_is_left_out_where_it_is_much(lowered):
+    def skipped(length, kernel, bias=None, dtype=torch.float64, **geometry):
+        values = weights(2, 6, length, 6, 7).to(dtype)
+        kernel, bias = kernel.to(dtype), bias if bias is None else bias.to(dtype)
+
+        def function(x):
+            return conv3d(x, kernel, bias, **geometry)
+
+        graph = lowered(function, values)
+        changed = skip_padding_in_time(graph)
+        assert norm_relative(graph(values), function(values)) <= (1e-15 if dtype == torch.float64 else 0)
+        products = list(graph.graph.find_nodes(op="call_function", target=aten.convolution.default))
+        assert all((node.args[1].meta["val"].shape[2] == 1) == changed for node in products)
+        return [node.args[0].meta["val"].shape[2] for node in products]
+
+    kernel, bias = weights(9, 6, 3, 3, 3), weights(9)
+    assert skipped(2, kernel, padding=1) == [2, 1, 1]
+    assert skipped(4, kernel, bias, padding=(1, 0, 1)) == [4, 3, 3]
+    assert skipped(4, kernel, bias, padding=(1, 1, 1), stride=(1, 2, 1)) == [4, 3, 3]
+    assert skipped(6, kernel, padding=(2, 1, 2), dilation=(2, 1, 2)) == [6, 4, 4]
+    assert skipped(3, weights(9, 6, 5, 1, 1), bias, padding=(2, 0, 0)) == [3, 2, 2, 1, 1]
+    # Places that meet nothing but padding go.
+    assert skipped(1, kernel, bias, padding=1) == [1]
+    assert skipped(2, weights(9, 6, 7, 3, 3), bias, padding=(3, 1, 1)) == [2, 1, 1]
+    assert skipped(2, weights(9, 6, 4, 3, 3), padding=1) == [1, 1]
+    # Few frames are padding, strides, no place that meets all frames, few bits.
+    assert skipped(5, kernel, padding=1) == [5]
+    assert skipped(4, kernel, padding=1, stride=2) == [4]
+    assert skipped(2, weights(9, 6, 2, 3, 3), padding=(2, 1, 1)) == [2]
+    assert skipped(2, kernel, padding=1, dtype=torch.bfloat16) == [2]
 
 
 def test_relevance_is_summed_over_a_clips_channels_by_a_convolution(lowered):

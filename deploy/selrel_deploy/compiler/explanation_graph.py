@@ -18,7 +18,7 @@ from selrel_zennit.selection import CalibratedSelection, MotionSelection, Select
 
 from ..artifact import OUTPUTS
 from ..precisions import split_precision
-from .combine import absorb_offsets, combine, join_wide, sum_by_convolution, unroll_in_time
+from .combine import absorb_offsets, combine, join_wide, skip_padding_in_time, sum_by_convolution, unroll_in_time
 from .fold import fold, pack_constants
 from .in_place import compute_in_place
 from .kernels import with_kernels
@@ -101,9 +101,10 @@ class ExplanationGraph:
     def for_onnx(self, split: bool = False) -> fx.GraphModule:
         """Return ``for_compilers`` as ONNX Runtime is faster with it.
 
-        What goes back through a pool is divided before it is spread, narrow kernels are unrolled in time, and
-        convolutions of the same input joined: a layer and its z⁺. The forward pass then computes what is relevance's
-        alone, so with ``split`` they stay apart. Made anew at each call: it holds weights of its own.
+        What goes back through a pool is divided before it is spread, narrow kernels are unrolled in time, padding is
+        not multiplied where frames are few, and convolutions of the same input joined: a layer and its z⁺. The forward
+        pass then computes what is relevance's alone, so with ``split`` they stay apart. Made anew at each call: it
+        holds weights of its own.
         """
         made = copied(self._source)
         divide_by_window(made)
@@ -111,6 +112,7 @@ class ExplanationGraph:
         if not split:
             join_wide(made)
         unroll_in_time(made)
+        skip_padding_in_time(made)
         sum_by_convolution(made)
         return _finished(made)
 
