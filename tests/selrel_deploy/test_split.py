@@ -12,7 +12,7 @@ import torch
 import selrel_zennit as sr
 from networks import few_layers, small_c3d
 from selrel_deploy import compile_explanation, export, open_runner, read_artifact
-from selrel_deploy.artifact import OUTPUTS
+from selrel_deploy.artifact import MODULE, OUTPUTS
 
 from .conftest import clip_with_ties
 
@@ -70,10 +70,23 @@ def test_two_parts_compute_what_the_single_graph_does(method, network, tmp_path)
 
 
 def products(path):
-    """Return the sizes of the weights of all convolutions and linear layers of a file."""
+    """Return the sizes of the weights of all convolutions and linear layers of a file, each module's together.
+
+    A module's convolution may be there in pieces, each with some of the kernel's places in time.
+    """
     file = onnx.load(path)
-    shapes = {entry.name: tuple(entry.dims) for entry in file.graph.initializer}
-    return sorted(shapes[node.input[1]] for node in file.graph.node if node.op_type in ("Conv", "Gemm"))
+    shapes = {entry.name: list(entry.dims) for entry in file.graph.initializer}
+    found = {}
+    for node in file.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            module = next((entry.value for entry in node.metadata_props if entry.key == MODULE), node.name)
+            shape = shapes[node.input[1]]
+            if module in found:
+                before = found[module]
+                assert [before[:2], before[3:]] == [shape[:2], shape[3:]]
+                shape = [*shape[:2], before[2] + shape[2], *shape[3:]]
+            found[module] = shape
+    return sorted(found.values())
 
 
 def test_the_forward_part_is_the_forward_pass(tmp_path):
@@ -86,7 +99,7 @@ def test_the_forward_part_is_the_forward_pass(tmp_path):
     torch.onnx.export(model, (example,), plain, dynamo=True, opset_version=18, verbose=False)
     assert products(split.parts["forward"]) == products(plain)
     forward = onnx.load(split.parts["forward"])
-    sums = {node.output[0] for node in forward.graph.node if node.op_type == "Conv"} & set(split.activations)
+    sums = {node.output[0] for node in forward.graph.node if node.op_type in ("Conv", "Add")} & set(split.activations)
     # A convolution whose sums are handed over loses its fused ReLU, unless that stands behind a pool all the same.
     assert sums
     assert not [node for node in forward.graph.node if node.op_type == "Relu" and node.input[0] in sums]
