@@ -73,6 +73,10 @@ def norm_relative(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float((value.double() - reference.double()).norm() / reference.double().norm())
 
 
+def weights(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _read_rules_once() -> Generator[None]:
     """Keep what torch's exporter reads anew for each export: the source of 500 rules, which takes a second."""

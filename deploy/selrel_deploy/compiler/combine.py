@@ -8,7 +8,6 @@ the places of the kernel along one axis (T) become channels too, to be added up 
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,16 +18,6 @@ from .rewriting import add_constant, aten, call, count_convolutions, finish, get
 
 # Up to this many output channels cost as much as one: the width of a vector.
 _MOST_JOINED = 16
-# Measured on C3D's DTD: as wide as this takes 3 % off in ONNX Runtime; twice as wide takes off nothing more.
-_MOST_JOINED_WIDE = 512
-# Measured on C3D's DTD: in ONNX Runtime conv2's backward, of which 64 channels come, takes 15 % less; wider ones gain
-# nothing.
-_MOST_UNROLLED = 192
-# Measured on C3D's layers: in ONNX Runtime those of four frames, of whose products one in six meets padding, take 10 to
-# 12 % less, those of two frames 9 to 30 %, and those of eight nothing or little.
-_ONE_IN = 6
-# Of a clip.
-_CHANNELS = 3
 
 
 def combine(graph: fx.GraphModule) -> int:
@@ -47,11 +36,11 @@ def combine(graph: fx.GraphModule) -> int:
         elif node.target in (aten.add.Tensor, aten.sub.Tensor) and not node.kwargs:
             _add_weights(graph, node)
     finish(graph)
-    for siblings in _siblings(_convolutions(graph), _MOST_JOINED):
-        _join(graph, siblings)
+    for group in siblings(convolutions(graph), _MOST_JOINED):
+        join(graph, group)
     finish(graph)
-    for node in _convolutions(graph):
-        _unroll(graph, node, _MOST_JOINED)
+    for node in convolutions(graph):
+        unroll(graph, node, _MOST_JOINED)
     finish(graph)
     return before - count_convolutions(graph)
 
@@ -68,76 +57,8 @@ def absorb_offsets(graph: fx.GraphModule) -> int:
     return absorbed
 
 
-def join_wide(graph: fx.GraphModule) -> int:
-    """Compute convolutions of the same input at once, also wide ones; return how many went.
-
-    ONNX Runtime writes out what each voxel's product takes, 27 times the input: for a layer and its z⁺ then once.
-    """
-    before = count_convolutions(graph)
-    uses: Counter[str] = Counter()
-    for node in graph.graph.find_nodes(op="get_attr"):
-        uses[str(node.target)] += len(node.users)
-    # A weight that something else takes too would be there twice.
-    alone = [node for node in _convolutions(graph, biased=True) if uses[str(node.args[1].target)] == 1]  # type: ignore[union-attr]
-    for siblings in _siblings(alone, _MOST_JOINED_WIDE):
-        _join(graph, siblings)
-    finish(graph)
-    return before - count_convolutions(graph)
-
-
-def unroll_in_time(graph: fx.GraphModule) -> int:
-    """Make the kernel's places along T channels of their own, where few come out and many go in; return how many went.
-
-    ONNX Runtime writes out what each voxel's product takes, then a third of it; what it costs is sums of the output.
-    """
-    changed = 0
-    for node in _convolutions(graph):
-        kernel: Any = node.args[1]
-        outputs, inputs, *places = kernel.meta["val"].shape
-        if len(places) == 3 and places[0] > 1 and outputs <= inputs:
-            changed += _unroll(graph, node, _MOST_UNROLLED)
-    finish(graph)
-    return changed
-
-
-def skip_padding_in_time(graph: fx.GraphModule) -> int:
-    """Convolve each place of a kernel along T with the frames that it meets, where many are padding; return how many.
-
-    ONNX Runtime multiplies the frames that are padding too: a third of all where a kernel of three meets two frames.
-    """
-    changed = 0
-    for node in _convolutions(graph, biased=True):
-        if node.meta["val"].ndim == 5 and node.meta["val"].dtype in (torch.float32, torch.float64):
-            changed += _skip_padding(graph, node)
-    finish(graph)
-    return changed
-
-
-def sum_by_convolution(graph: fx.GraphModule) -> int:
-    """Sum over a clip's channels, which gives relevance, by a convolution with ones; return how many.
-
-    TensorRT computes a sum, and what leads to it, anew in all that reads it, for Sobel's kernel in 18 places: the plan
-    of C3D's DTD was 5.5 MB larger.
-    """
-    changed = 0
-    for node in list(graph.graph.find_nodes(op="call_function", target=aten.sum.dim_IntList)):
-        source: Any = node.args[0]
-        value = source.meta["val"]
-        if not _is_channel_sum(node) or value.shape[1] != _CHANNELS or node.meta["val"].dtype != value.dtype:
-            continue
-        n = value.ndim - 2
-        with graph.graph.inserting_before(node):
-            ones = add_constant(graph, torch.ones(1, _CHANNELS, *[1] * n, dtype=value.dtype))
-            geometry = ([1] * n, [0] * n, [1] * n, False, [0] * n, 1)
-            total = call(graph.graph, aten.convolution.default, source, ones, None, *geometry)
-            made = call(graph.graph, aten.reshape.default, total, list(node.meta["val"].shape))
-        node.replace_all_uses_with(made)
-        changed += 1
-    finish(graph)
-    return changed
-
-
-def _convolutions(graph: fx.GraphModule, biased: bool = False) -> list[fx.Node]:
+def convolutions(graph: fx.GraphModule, biased: bool = False) -> list[fx.Node]:
+    """Return the convolutions with constant weights, where ``biased`` those with a bias too."""
     return [
         node
         for node in graph.graph.find_nodes(op="call_function", target=aten.convolution.default)
@@ -153,6 +74,13 @@ def _is_plain(value: Any, biased: bool = False) -> bool:
     bias: Any = value.args[2]
     known = bias is None or (biased and bias.op == "get_attr")
     return weight.op == "get_attr" and known and not value.args[6]
+
+
+def arguments(node: fx.Node) -> list[Any]:
+    """Return the arguments of a convolution: its stride, padding and dilation one number for each axis."""
+    args: Any = node.args
+    n = node.meta["val"].ndim - 2
+    return [*args[:3], *(list(given) * n if len(given) == 1 else list(given) for given in args[3:6]), *args[6:]]
 
 
 def _replace(graph: fx.GraphModule, node: fx.Node, like: fx.Node, weight: torch.Tensor) -> None:
@@ -171,7 +99,7 @@ def _weight(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
 def _share_without_bias(graph: fx.GraphModule) -> None:
     """Take a convolution with a bias from the same one without, where relevance asks for that: it drops biases."""
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
-    plain = {(node.args[0], str(node.args[1:])): node for node in _convolutions(graph)}
+    plain = {(node.args[0], str(node.args[1:])): node for node in convolutions(graph)}
     for node in list(graph.graph.find_nodes(op="call_function", target=aten.convolution.default)):
         value, weight, bias, *rest = node.args
         twin = plain.get((value, str((weight, None, *rest))))
@@ -187,14 +115,15 @@ def _share_without_bias(graph: fx.GraphModule) -> None:
     finish(graph)
 
 
-def _is_channel_sum(node: fx.Node) -> bool:
+def is_channel_sum(node: fx.Node) -> bool:
+    """Say whether a sum is over channels alone, which go."""
     return bool(node.args[1] == [1] and len(node.args) == 2 and not node.kwargs)
 
 
 def _distribute_sum(graph: fx.GraphModule, node: fx.Node) -> None:
     """Σ(a ± b) over channels is Σa ± Σb, where a convolution is among a and b, which then gives the sum alone."""
     source: Any = node.args[0]
-    if not _is_channel_sum(node) or source.target not in (aten.add.Tensor, aten.sub.Tensor) or source.kwargs:
+    if not is_channel_sum(node) or source.target not in (aten.add.Tensor, aten.sub.Tensor) or source.kwargs:
         return
     parts: Any = source.args
     shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
@@ -230,7 +159,7 @@ def _leads_to_convolution(value: Any) -> bool:
 def _sum_weights(graph: fx.GraphModule, node: fx.Node) -> None:
     """Σ over channels of conv(x, W) is conv(x, ΣW)."""
     product: Any = node.args[0]
-    if not _is_channel_sum(node) or not _is_plain(product) or len(product.users) > 1 or product.args[8] != 1:
+    if not is_channel_sum(node) or not _is_plain(product) or len(product.users) > 1 or product.args[8] != 1:
         return
     with graph.graph.inserting_before(node):
         whole = call(graph.graph, aten.squeeze.dims, product, [1])
@@ -240,12 +169,12 @@ def _sum_weights(graph: fx.GraphModule, node: fx.Node) -> None:
     whole.meta["val"] = made.meta["val"][:, 0]  # type: ignore[union-attr]
 
 
-def _unroll(graph: fx.GraphModule, node: fx.Node, most: int) -> bool:
+def unroll(graph: fx.GraphModule, node: fx.Node, most: int) -> bool:
     """Give each place of a kernel along its first long axis output channels of its own, and add them up, shifted.
 
     The convolution pads nothing along that axis: padded where its kernel is one wide, torch's takes four times as long.
     """
-    value, kernel, _, stride, padding, dilation, *rest = _arguments(node)
+    value, kernel, _, stride, padding, dilation, *rest = arguments(node)
     weight = get_constant(graph, str(kernel.target))
     n = weight.ndim - 2
     axis = next((axis for axis in range(2, n + 2) if weight.shape[axis] > 1), None)
@@ -275,48 +204,6 @@ def _unroll(graph: fx.GraphModule, node: fx.Node, most: int) -> bool:
             whole = term if whole is None else call(graph.graph, aten.add.Tensor, whole, term)
     node.replace_all_uses_with(whole)
     return True
-
-
-def _skip_padding(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Give each place of a kernel along T a convolution of its own, and add them up where their frames are."""
-    value, kernel, bias, stride, padding, dilation, *rest = _arguments(node)
-    length, total, places = value.meta["val"].shape[2], node.meta["val"].shape[2], kernel.meta["val"].shape[2]
-    if stride[0] != 1:
-        return False
-    # What a place reads at t + shift counts at t.
-    shifts = [place * dilation[0] - padding[0] for place in range(places)]
-    ranges = [(max(0, -shift), min(total, length - shift)) for shift in shifts]
-    met = [max(end - start, 0) for start, end in ranges]
-    products = places * total
-    if total not in met or _ONE_IN * (products - sum(met)) < products:
-        return False
-    # The one that meets all of its frames comes first, with the bias: the others are added to it.
-    order = sorted((place for place in range(places) if met[place]), key=lambda place: -met[place])
-    weight = get_constant(graph, str(kernel.target))
-    geometry = (stride, [0, *padding[1:]], dilation, *rest)
-    whole: Any = None
-    with graph.graph.inserting_before(node):
-        for place in order:
-            start, end = ranges[place]
-            shift = shifts[place]
-            own = add_constant(graph, weight[:, :, place : place + 1].contiguous())
-            frames = value
-            if (start + shift, end + shift) != (0, length):
-                frames = call(graph.graph, aten.slice.Tensor, value, 2, start + shift, end + shift)
-            term = call(graph.graph, aten.convolution.default, frames, own, None if whole else bias, *geometry)
-            term.meta["custom"] = node.meta.get("custom", {})
-            if met[place] < total:
-                term = call(graph.graph, aten.constant_pad_nd.default, term, [0, 0, 0, 0, start, total - end])
-            whole = term if whole is None else call(graph.graph, aten.add.Tensor, whole, term)
-    node.replace_all_uses_with(whole)
-    return True
-
-
-def _arguments(node: fx.Node) -> list[Any]:
-    """Return the arguments of a convolution: its stride, padding and dilation one number for each axis."""
-    args: Any = node.args
-    n = node.meta["val"].ndim - 2
-    return [*args[:3], *(list(given) * n if len(given) == 1 else list(given) for given in args[3:6]), *args[6:]]
 
 
 def _absorb_scale(graph: fx.GraphModule, node: fx.Node) -> None:
@@ -375,23 +262,23 @@ def _key(node: fx.Node) -> Any:
     return (node.args[0], str(node.args[3:]), node.args[1].meta["val"].shape[2:])  # type: ignore[union-attr]
 
 
-def _siblings(convolutions: Iterable[fx.Node], most: int) -> list[list[fx.Node]]:
+def siblings(nodes: Iterable[fx.Node], most: int) -> list[list[fx.Node]]:
     """Return those that could be one, of at most ``most`` output channels."""
     found: dict[Any, list[fx.Node]] = {}
-    for node in convolutions:
+    for node in nodes:
         if node.args[8] == 1:
             found.setdefault(_key(node), []).append(node)
     return [
-        nodes for nodes in found.values()
-        if len(nodes) > 1 and sum(node.meta["val"].shape[1] for node in nodes) <= most
+        group for group in found.values()
+        if len(group) > 1 and sum(node.meta["val"].shape[1] for node in group) <= most
     ]  # fmt: skip
 
 
-def _join(graph: fx.GraphModule, siblings: list[fx.Node]) -> None:
+def join(graph: fx.GraphModule, group: list[fx.Node]) -> None:
     """Compute convolutions of the same input at once, and cut their channels apart."""
-    first = siblings[0]
-    weights = [get_constant(graph, str(node.args[1].target)) for node in siblings]  # type: ignore[union-attr]
-    biases = [get_constant(graph, str(bias.target)) if (bias := node.args[2]) else None for node in siblings]  # type: ignore[union-attr]
+    first = group[0]
+    weights = [get_constant(graph, str(node.args[1].target)) for node in group]  # type: ignore[union-attr]
+    biases = [get_constant(graph, str(bias.target)) if (bias := node.args[2]) else None for node in group]  # type: ignore[union-attr]
     with graph.graph.inserting_before(first):
         kernel = add_constant(graph, torch.cat(weights))
         bias = None
@@ -402,7 +289,7 @@ def _join(graph: fx.GraphModule, siblings: list[fx.Node]) -> None:
         joined = call(graph.graph, aten.convolution.default, first.args[0], kernel, bias, *first.args[3:])
         joined.meta["custom"] = first.meta.get("custom", {})
         pieces = call(graph.graph, aten.split_with_sizes.default, joined, [len(weight) for weight in weights], 1)
-        for number, node in enumerate(siblings):
+        for number, node in enumerate(group):
             piece = graph.graph.call_function(operator.getitem, (pieces, number))
             piece.meta = dict(node.meta)
             node.replace_all_uses_with(piece)

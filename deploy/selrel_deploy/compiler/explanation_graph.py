@@ -18,12 +18,13 @@ from selrel_zennit.selection import CalibratedSelection, MotionSelection, Select
 
 from ..artifact import OUTPUTS
 from ..precisions import split_precision
-from .combine import absorb_offsets, combine, join_wide, skip_padding_in_time, sum_by_convolution, unroll_in_time
+from .combine import absorb_offsets, combine
 from .fold import fold, pack_constants
 from .in_place import compute_in_place
 from .kernels import with_kernels
 from .lower import lower
 from .max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward, rectify_after_pools
+from .onnx_convolutions import join_wide, skip_padding_in_time, sum_by_convolution, unroll_in_time
 from .parts_of_weights import clamp_at_run_time, clamp_now, multiply_in_blocks
 from .precision import lower_precision
 from .rewriting import constant_bytes, copied, count_convolutions, finish, without_code, written_out
