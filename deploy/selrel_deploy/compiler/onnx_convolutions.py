@@ -17,7 +17,7 @@ _MOST_JOINED_WIDE = 512
 # nothing.
 _MOST_UNROLLED = 192
 # Measured on C3D's layers: in ONNX Runtime those of four frames, of whose products one in six meets padding, take 10 to
-# 12 % less, those of two frames 9 to 30 %, and those of eight nothing or little.
+# 12 % less, those of two frames 9 to 30 %; those of eight take a little less, and in OpenVINO more.
 _ONE_IN = 6
 # Of a clip.
 _CHANNELS = 3
