@@ -117,3 +117,13 @@ def test_what_has_to_be_divided_everywhere_stays(lowered, function):
     graph = lowered(function, VALUES)
     assert divide_by_window(graph) == 0
     assert torch.equal(graph(VALUES), function(VALUES))
+
+
+def test_a_piece_of_what_the_pool_takes_a_piece_of_is_no_divisor_of_its_windows(lowered):
+    def function(values):
+        first, second = torch.cat([values, values + 1], 1).split(3, 1)
+        return backward(first, (1, 2, 2)) / stabilised(second)
+
+    graph = lowered(function, VALUES)
+    assert divide_by_window(graph) == 0
+    assert divisions(graph) == [VALUES.numel()]

@@ -61,7 +61,8 @@ def _steps(source: fx.Node, quotient: fx.Node, constant: set[fx.Node]) -> list[f
         node = waiting.pop()
         if node is source or node in constant or node in found:
             continue
-        if node.op != "call_function" or torch.Tag.pointwise not in node.target.tags:  # type: ignore[union-attr]
+        # A piece of a tuple is taken by a function of Python's, which has no tags.
+        if node.op != "call_function" or torch.Tag.pointwise not in getattr(node.target, "tags", ()):
             return None
         found.add(node)
         waiting += node.all_input_nodes
