@@ -107,8 +107,13 @@ def selection() -> str:
     return markdown(head, lines)
 
 
-# What the system calls a processor, and what it is.
-PROCESSORS = {"AMD EPYC": "EPYC", "Intel(R) Xeon(R) Processor": "Xeon with AMX"}
+# What a system writes around a processor's name.
+AROUND_A_NAME = re.compile(r"\((?:R|TM)\)|\b(?:CPU|Processor|\d+-Core)\b|@.*", re.IGNORECASE)
+
+
+def short(processor: str) -> str:
+    """Return a processor's name without marks, core count and clock rate: any name, as a system gives it."""
+    return " ".join(AROUND_A_NAME.sub(" ", processor).split()) or processor
 
 
 def deploy_latency() -> str:
@@ -133,7 +138,7 @@ def deploy_latency() -> str:
                     f"{row['memory']['peak'] / 1e6:.0f}" if row["memory"]["peak"] is not None else "–",
                     f"{stages['end_to_end']['p99'] / result['budget']:.2f}",
                     parity["grade"] if error is None else f"{parity['grade']}, {100 * error:.2g} %",
-                    PROCESSORS[result["machine"]["processor"]]
+                    short(result["machine"]["processor"])
                     + (", huge pages" if result["machine"].get("huge_pages") else ""),
                 ]
             )

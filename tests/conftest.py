@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -113,3 +115,12 @@ def real_clips(data_dir: Path) -> dict[str, Path]:
     missing = [path.name for path in clips.values() if not path.is_file()]
     assert not missing, f"SELREL_DATA lacks {', '.join(missing)}"
     return clips
+
+
+@pytest.fixture
+def readme_tables(monkeypatch: pytest.MonkeyPatch) -> Generator[ModuleType]:
+    """Return the script that makes the READMEs' tables, as a module."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    yield importlib.import_module("readme_tables")
+    for name in ("readme_tables", "tables"):
+        sys.modules.pop(name, None)

@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-
-import pytest
-
-from repo.tree import ROOT
-
-
-@pytest.fixture
-def readme_tables(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield importlib.import_module("readme_tables")
-    for name in ("readme_tables", "tables"):
-        sys.modules.pop(name, None)
 
 
 def test_tables_of_the_readme_are_generated(readme_tables):

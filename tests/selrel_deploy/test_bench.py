@@ -1,10 +1,7 @@
 """The benchmark's ratios with a clock of the test's own, its windows and parity; and one real run."""
 
-import importlib
 import json
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,10 +252,7 @@ def test_the_benchmark_is_json_and_a_table(result):
         assert words in table({**result, "machine": {**result["machine"], "huge_pages": huge}})
 
 
-def test_the_readme_table_is_made_from_it(result, monkeypatch):
-    benchmarks = Path(__file__).parents[2] / "benchmarks"
-    monkeypatch.syspath_prepend(str(benchmarks))
-    readme_tables = importlib.import_module("readme_tables")
+def test_the_readme_table_is_made_from_it(result, readme_tables, monkeypatch):
     monkeypatch.setattr(readme_tables, "read", lambda name: {"precisions": {"fp32": result, "bf16": result}})
     lines = readme_tables.deploy_latency().splitlines()
     rows = result["rows"]
@@ -267,8 +261,27 @@ def test_the_readme_table_is_made_from_it(result, monkeypatch):
     first, captum = rows[0], rows[1]
     assert lines[2].startswith(f"| `zennit` | `fp32` | {first['ratios']['over_forward']:.2f} | ")
     assert f"| {captum['ratios']['over_forward']:.2f} | {captum['ratios']['over_zennit']:.3f} |" in lines[3]
-    for name in ("readme_tables", "tables"):
-        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("processor", "shown"),
+    [
+        ("AMD EPYC", "AMD EPYC"),
+        ("AMD EPYC 7763 64-Core Processor", "AMD EPYC 7763"),
+        ("Intel(R) Xeon(R) Processor @ 2.80GHz", "Intel Xeon"),
+        ("Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz", "Intel Core i7-8650U"),
+        ("ARMv8 Processor rev 1 (v8l)", "ARMv8 rev 1 (v8l)"),
+        ("Processor", "Processor"),
+    ],
+)
+def test_the_readme_table_is_made_on_any_processor(result, readme_tables, monkeypatch, processor, shown):
+    pages = {
+        name: {**result, "machine": {**result["machine"], "processor": processor, "huge_pages": name == "huge"}}
+        for name in ("huge", "small")
+    }
+    monkeypatch.setattr(readme_tables, "read", lambda name: {"precisions": pages})
+    _, _, *lines = readme_tables.deploy_latency().splitlines()
+    assert {line.split("|")[-2].strip() for line in lines} == {f"{shown}, huge pages", shown}
 
 
 def test_what_is_missing_is_said(quick, monkeypatch):
