@@ -1,33 +1,53 @@
-"""Methods, one file per family, each an attributor that fits Zennit's own types; and the registry of them."""
+"""Methods, one file per family, each an attributor that fits Zennit's own types; and the table of them.
 
-from .base import VideoAttributor
-from .cam import GradCAM, GuidedGradCAM
-from .control import RandomRelevance
-from .excitation import ExcitationBackprop
-from .gradient import Gradient, GradientXInput
-from .lrp import Contrastive, EpsilonHead
-from .occlusion import Occlusion
-from .registry import METHODS, MethodEntry, build_method, register_method
-from .sampling import IntegratedGradients, SmoothGrad
-from .target import one_hot, resolve_target
+Names load when they are first used: the table alone needs no torch.
+"""
 
-__all__ = [
-    "METHODS",
-    "Contrastive",
-    "EpsilonHead",
-    "ExcitationBackprop",
-    "GradCAM",
-    "Gradient",
-    "GradientXInput",
-    "GuidedGradCAM",
-    "IntegratedGradients",
-    "MethodEntry",
-    "Occlusion",
-    "RandomRelevance",
-    "SmoothGrad",
-    "VideoAttributor",
-    "build_method",
-    "one_hot",
-    "register_method",
-    "resolve_target",
-]
+from typing import TYPE_CHECKING
+
+from selrel_kernels.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .base import VideoAttributor as VideoAttributor
+    from .cam import GradCAM as GradCAM
+    from .cam import GuidedGradCAM as GuidedGradCAM
+    from .control import RandomRelevance as RandomRelevance
+    from .excitation import ExcitationBackprop as ExcitationBackprop
+    from .gradient import Gradient as Gradient
+    from .gradient import GradientXInput as GradientXInput
+    from .lrp import Contrastive as Contrastive
+    from .lrp import EpsilonHead as EpsilonHead
+    from .occlusion import Occlusion as Occlusion
+    from .registry import build_method as build_method
+    from .sampling import IntegratedGradients as IntegratedGradients
+    from .sampling import SmoothGrad as SmoothGrad
+    from .table import METHODS as METHODS
+    from .table import MethodEntry as MethodEntry
+    from .table import register_method as register_method
+    from .target import one_hot as one_hot
+    from .target import resolve_target as resolve_target
+
+_NAMES = {
+    "Contrastive": "lrp",
+    "EpsilonHead": "lrp",
+    "ExcitationBackprop": "excitation",
+    "GradCAM": "cam",
+    "Gradient": "gradient",
+    "GradientXInput": "gradient",
+    "GuidedGradCAM": "cam",
+    "IntegratedGradients": "sampling",
+    "METHODS": "table",
+    "MethodEntry": "table",
+    "Occlusion": "occlusion",
+    "RandomRelevance": "control",
+    "SmoothGrad": "sampling",
+    "VideoAttributor": "base",
+    "build_method": "registry",
+    "one_hot": "target",
+    "register_method": "table",
+    "resolve_target": "target",
+}
+
+__all__ = sorted(_NAMES)
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES, globals())

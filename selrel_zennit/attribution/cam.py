@@ -14,7 +14,6 @@ from .base import AttrOutput, VideoAttributor
 from .guided import guided_composite
 from .layers import as_it_is, find_layer, run_watching, start_graph, volume_of
 from .options import choice
-from .registry import register_method
 
 # What each kind of pooling averages the gradient over: axes of [B,C,T,H,W].
 POOLS = {"volume": (2, 3, 4), "step": (3, 4)}
@@ -105,13 +104,6 @@ def _cam_layer(name: str, model: nn.Module, layer: str | None) -> str:
     return layer
 
 
-@register_method(
-    "gradcam",
-    summary="Grad-CAM at the last convolution, weights pooled over time and space",
-    citation="Selvaraju et al. 2017, arXiv 1610.02391",
-    passes=1.05,
-    compilable=True,
-)
 def gradcam(model: nn.Module, layer: str | None = None, pool: str = "volume") -> GradCAM:
     """Return Grad-CAM at ``layer`` (default: the model's ``cam_layer``), ``pool`` "volume" or "step".
 
@@ -120,14 +112,6 @@ def gradcam(model: nn.Module, layer: str | None = None, pool: str = "volume") ->
     return GradCAM(model, _cam_layer("gradcam", model, layer), pool)
 
 
-@register_method(
-    "guided_gradcam",
-    summary="guided backpropagation times Grad-CAM",
-    citation="Selvaraju et al. 2017, arXiv 1610.02391",
-    passes=2.0,
-    compilable=True,
-    warning="its detail is that of guided backpropagation, which is nearly blind to the class",
-)
 def guided_gradcam(model: nn.Module, layer: str | None = None, pool: str = "volume") -> GuidedGradCAM:
     """Return Guided Grad-CAM at ``layer`` (default: the model's ``cam_layer``), ``pool`` "volume" or "step".
 

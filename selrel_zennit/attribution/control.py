@@ -10,7 +10,6 @@ from torch import nn
 
 from .base import AttrOutput, VideoAttributor
 from .options import choice, whole
-from .registry import register_method
 
 
 class RandomRelevance(VideoAttributor):
@@ -51,14 +50,6 @@ class RandomRelevance(VideoAttributor):
         return state
 
 
-@register_method(
-    "random",
-    summary="no explanation: random relevance, the control that stands in every table",
-    citation="the control row of Li et al. 2020, arXiv 2005.00375",
-    passes=1.0,
-    compilable=False,
-    warning="a control: it says nothing about the network",
-)
 def random(model: nn.Module, seed: int = 0, distribution: str = "normal") -> RandomRelevance:
     """Return random relevance; see the class for the options."""
     return RandomRelevance(model, seed, distribution)

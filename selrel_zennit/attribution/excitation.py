@@ -11,7 +11,6 @@ from ..composites import ContrastiveExcitationBackprop, find_head
 from .gradient import Gradient
 from .head import AttrOutputFn, checked
 from .layers import find_layer, run_watching, start_graph
-from .registry import register_method
 
 
 class ExcitationBackprop(Gradient):
@@ -64,15 +63,6 @@ class ExcitationBackprop(Gradient):
         return output, (relevance / 3).expand_as(input).contiguous()
 
 
-@register_method(
-    "excitation_backprop",
-    summary="excitation backprop (MWP) or, with contrastive=True, cMWP; down to the clip or a layer",
-    citation="Zhang et al. 2018, arXiv 1608.00507",
-    passes=6.0,
-    compilable=True,
-    rules=True,
-    warning="without contrastive=True nearly blind to the class: maps of different classes are almost the same",
-)
 def excitation_backprop(
     model: nn.Module, contrastive: bool = False, layer: str | None = None, head: str | None = None
 ) -> ExcitationBackprop:

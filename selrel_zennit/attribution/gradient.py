@@ -9,7 +9,6 @@ from torch import nn
 from zennit.attribution import Gradient as ZennitGradient
 
 from .base import VideoAttributor
-from .registry import register_method
 
 
 class Gradient(VideoAttributor, ZennitGradient):
@@ -27,25 +26,11 @@ class GradientXInput(Gradient):
         return output, gradient * input
 
 
-@register_method(
-    "gradient",
-    summary="derivative of the target's logit with respect to the clip",
-    citation="Simonyan et al. 2014, arXiv 1312.6034",
-    passes=2.0,
-    compilable=True,
-)
 def gradient(model: nn.Module) -> Gradient:
     """Return the plain gradient."""
     return Gradient(model)
 
 
-@register_method(
-    "gradient_x_input",
-    summary="gradient times the clip in model units, the first-order share of each voxel",
-    citation="Shrikumar et al. 2016, arXiv 1605.01713",
-    passes=2.0,
-    compilable=True,
-)
 def gradient_x_input(model: nn.Module) -> GradientXInput:
     """Return gradient × input."""
     return GradientXInput(model)

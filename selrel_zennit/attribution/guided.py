@@ -17,7 +17,6 @@ from zennit.rules import ReLUDeconvNet
 from ..errors import InputError
 from ..sums import running_module
 from .gradient import Gradient
-from .registry import register_method
 
 RELUS = (nn.ReLU, nn.ReLU6)
 _RELU_FUNCTIONS = frozenset(
@@ -128,27 +127,11 @@ def guided_composite(model: nn.Module) -> Composite:
     return GuidedBackprop(layer_map=[(RELUS, GuidedReLU())], canonizers=[RefuseOtherReLUs()])
 
 
-@register_method(
-    "guided_backprop",
-    summary="gradient with negative parts dropped at every ReLU",
-    citation="Springenberg et al. 2015, arXiv 1412.6806",
-    passes=2.0,
-    compilable=True,
-    warning="nearly blind to the class and to the upper layers: close to an edge detector (Adebayo et al. 2018)",
-)
 def guided_backprop(model: nn.Module) -> Gradient:
     """Return guided backpropagation. Raises InputError for a network whose ReLUs are not modules."""
     return Gradient(model, guided_composite(model))
 
 
-@register_method(
-    "deconvnet",
-    summary="gradient with the ReLU applied to what flows back, instead of the ReLU's derivative",
-    citation="Zeiler and Fergus 2014, arXiv 1311.2901",
-    passes=3.5,
-    compilable=True,
-    warning="nearly blind to the class (Nie et al. 2018, arXiv 1805.07039)",
-)
 def deconvnet(model: nn.Module) -> Gradient:
     """Return the deconvnet, with Zennit's rule. Raises InputError for a network whose ReLUs are not modules."""
     _needs_relus(model)

@@ -20,20 +20,8 @@ from ..composites import DTD, DTDEpsilonHead, HeadComposite, find_head
 from ..errors import InputError
 from .gradient import Gradient
 from .head import AttrOutputFn, checked
-from .registry import register_method
-
-_BIASES = "biases take a share of the relevance, so it need not sum to 1: zero_params='bias' drops them"
 
 
-@register_method(
-    "dtd",
-    summary="deep Taylor decomposition: z^B in the first convolution, z⁺ elsewhere, biases dropped",
-    citation="Montavon et al. 2017; on C3D: Hiley et al. 2020, arXiv 2003.14285",
-    passes=6.0,
-    compilable=True,
-    rules=True,
-    warning="nearly blind to the class: maps of different classes are almost the same (Sixt et al. 2020)",
-)
 def dtd(model: nn.Module, pool: str = "winner") -> Gradient:
     """Return selective relevance's own baseline. The box of z^B is that of ``model.spec``.
 
@@ -61,15 +49,6 @@ class EpsilonHead(Gradient):
         return output, relevance
 
 
-@register_method(
-    "dtd_epsilon_head",
-    summary="dtd with the Epsilon rule in the class layer: what speaks against the class counts",
-    citation="Bach et al. 2015 (Epsilon rule); Hiley et al. 2020, arXiv 2003.14285",
-    passes=6.0,
-    compilable=True,
-    rules=True,
-    warning="many z⁺ layers below the class layer, as in C3D, make it nearly as blind to the class as dtd",
-)
 def dtd_epsilon_head(model: nn.Module, epsilon: float = 1e-6, head: str | None = None) -> EpsilonHead:
     """Return DTD that sees the class. ``head`` names the class layer (default: the last linear layer registered).
 
@@ -105,29 +84,11 @@ class Contrastive(Gradient):
         return output, relevance
 
 
-@register_method(
-    "dtd_contrastive",
-    summary="dtd of the class minus the mean dtd of the other classes: signed, sums to 0",
-    citation="Gu et al. 2018, arXiv 1812.02100 (CLRP)",
-    passes=6.0,
-    compilable=True,
-    rules=True,
-    warning="small beside dtd's map; classes may differ in little more than its sign and size",
-)
 def dtd_contrastive(model: nn.Module, pool: str = "winner") -> Contrastive:
     """Return DTD of a class against the others; ``pool`` as for dtd. Raises InputError as dtd does."""
     return Contrastive(model, DTD(*_box(model, "dtd_contrastive"), pool=pool, canonizers=[VideoCanonizer()]))
 
 
-@register_method(
-    "lrp_epsilon_plus",
-    summary="LRP: z⁺ in convolutions, Epsilon in linear layers (Zennit's EpsilonPlus); AttnLRP in transformers",
-    citation="Bach et al. 2015; Anders et al. 2021, arXiv 2106.13200 (Zennit); Achtibat et al. 2024, arXiv 2402.05602",
-    passes=6.0,
-    compilable=True,
-    rules=True,
-    warning=f"{_BIASES}; in transformers nearly blind to the class, unless gamma=0.25 or so is given",
-)
 def lrp_epsilon_plus(
     model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None, gamma: float | None = None
 ) -> Gradient:
@@ -147,15 +108,6 @@ def lrp_epsilon_plus(
     return Gradient(model, _epsilon_head(model, composite, epsilon, zero_params))
 
 
-@register_method(
-    "lrp_epsilon_gamma_box",
-    summary="LRP: z^B first, Gamma in convolutions, Epsilon in linear layers (Zennit's EpsilonGammaBox)",
-    citation="Montavon et al. 2019; Anders et al. 2021, arXiv 2106.13200 (Zennit)",
-    passes=12.0,
-    compilable=True,
-    rules=True,
-    warning=_BIASES,
-)
 def lrp_epsilon_gamma_box(
     model: nn.Module, epsilon: float = 1e-6, gamma: float = 0.25, zero_params: str | None = None
 ) -> Gradient:
@@ -168,15 +120,6 @@ def lrp_epsilon_gamma_box(
     return Gradient(model, _epsilon_head(model, composite, epsilon, zero_params))
 
 
-@register_method(
-    "lrp_alpha2_beta1",
-    summary="LRP: α2β1 in convolutions, Epsilon in linear layers (Zennit's EpsilonAlpha2Beta1)",
-    citation="Bach et al. 2015; Anders et al. 2021, arXiv 2106.13200 (Zennit)",
-    passes=10.0,
-    compilable=True,
-    rules=True,
-    warning=_BIASES,
-)
 def lrp_alpha2_beta1(model: nn.Module, epsilon: float = 1e-6, zero_params: str | None = None) -> Gradient:
     """Return Zennit's EpsilonAlpha2Beta1. ``zero_params="bias"`` drops the biases, which Zennit keeps by default."""
     composite = EpsilonAlpha2Beta1(epsilon=epsilon, zero_params=zero_params)

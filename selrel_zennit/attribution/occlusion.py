@@ -13,7 +13,6 @@ from torch import nn
 from ..errors import InputError
 from .base import AttrOutput, VideoAttributor
 from .options import Reference, ReferenceInput, whole
-from .registry import register_method
 
 
 class Occlusion(VideoAttributor):
@@ -88,13 +87,6 @@ def _slices(size: int, window: int, stride: int) -> list[slice]:
     return [slice(start, start + window) for start in range(0, count * stride, stride)]
 
 
-@register_method(
-    "occlusion",
-    summary="drop of the target's logit when a window of space and time is covered",
-    citation="Zeiler and Fergus 2014, arXiv 1311.2901",
-    passes=197.0,
-    compilable=False,
-)
 def occlusion(
     model: nn.Module,
     window: Sequence[int] = (4, 16, 16),

@@ -1,10 +1,8 @@
-"""The registry of methods, and build_method: a name and a model make an attributor."""
+"""build_method: a name and a model make an attributor."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,60 +13,7 @@ from ..errors import InputError
 from ..text import close_names
 from .base import VideoAttributor
 from .fit import check_network, check_rules
-
-Builder = Callable[..., VideoAttributor]
-
-
-@dataclass(frozen=True)
-class MethodEntry:
-    """A method of the registry.
-
-    ``build(model, **options)`` makes the attributor; ``passes`` is the cost in forward passes, roughly; ``compilable``
-    says whether it is one fixed computation (no sampling, no path, no optimisation); ``warning`` is printed beside
-    every result where one is due; ``rules`` says whether relevance is handed down by rules, which networks with layers
-    of other kinds (attention, layer norms, GRUs) do not suit.
-    """
-
-    name: str
-    build: Builder
-    summary: str
-    citation: str
-    passes: float
-    compilable: bool
-    warning: str | None = None
-    rules: bool = False
-
-    @property
-    def options(self) -> list[str]:
-        """Names of the options that ``build`` takes after the model."""
-        return list(inspect.signature(self.build).parameters)[1:]
-
-
-METHODS: dict[str, MethodEntry] = {}
-
-
-def register_method(
-    name: str,
-    *,
-    summary: str,
-    citation: str,
-    passes: float,
-    compilable: bool,
-    warning: str | None = None,
-    rules: bool = False,
-) -> Callable[[Builder], Builder]:
-    """Register a builder ``(model, **options) -> VideoAttributor`` under ``name``; see MethodEntry for the fields.
-
-    Raises ValueError when the name is taken.
-    """
-
-    def register(build: Builder) -> Builder:
-        if name in METHODS:
-            raise ValueError(f"a method named {name!r} is registered already")
-        METHODS[name] = MethodEntry(name, build, summary, citation, passes, compilable, warning, rules)
-        return build
-
-    return register
+from .table import METHODS
 
 
 def build_method(

@@ -12,7 +12,6 @@ from torch import nn
 from ..errors import InputError
 from .base import AttrOutput, VideoAttributor
 from .options import Reference, ReferenceInput, whole
-from .registry import register_method
 
 
 class _MeanGradient(VideoAttributor):
@@ -134,13 +133,6 @@ class IntegratedGradients(_MeanGradient):
         return output, total * difference
 
 
-@register_method(
-    "smoothgrad",
-    summary="mean gradient over noisy copies of the clip",
-    citation="Smilkov et al. 2017, arXiv 1706.03825",
-    passes=51.0,
-    compilable=False,
-)
 def smoothgrad(
     model: nn.Module, samples: int = 25, noise_level: float = 0.15, seed: int = 0, batch: int = 4
 ) -> SmoothGrad:
@@ -148,13 +140,6 @@ def smoothgrad(
     return SmoothGrad(model, samples, noise_level, seed, batch)
 
 
-@register_method(
-    "smoothgrad_squared",
-    summary="mean squared gradient over noisy copies of the clip",
-    citation="Hooker et al. 2019, arXiv 1806.10758",
-    passes=51.0,
-    compilable=False,
-)
 def smoothgrad_squared(
     model: nn.Module, samples: int = 25, noise_level: float = 0.15, seed: int = 0, batch: int = 4
 ) -> SmoothGrad:
@@ -162,13 +147,6 @@ def smoothgrad_squared(
     return SmoothGrad(model, samples, noise_level, seed, batch, squared=True)
 
 
-@register_method(
-    "integrated_gradients",
-    summary="gradient integrated from a baseline to the clip, times their difference",
-    citation="Sundararajan et al. 2017, arXiv 1703.01365",
-    passes=51.0,
-    compilable=False,
-)
 def integrated_gradients(
     model: nn.Module, steps: int = 25, baseline: Reference = "mean", batch: int = 4
 ) -> IntegratedGradients:

@@ -80,6 +80,8 @@ assert palette("coldnhot").dtype == np.uint8
 from selrel_zennit.cli import main
 
 assert main(["--help"]) == 0
+assert main(["list", "methods"]) == 0
+assert "torch" not in sys.modules
 assert main(["explain", "clip.mp4"]) == 2
 try:
     sr.load_model("demo")
@@ -148,6 +150,7 @@ def test_device_path_needs_no_torch(tmp_path: Path) -> None:
     done = run_on_device(USE, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "explain" in done.stdout
+    assert "deep Taylor decomposition" in done.stdout
     assert "left out: torch" in done.stdout
     # One line, not a traceback, for a command that a device cannot run.
     assert done.stderr.startswith("selrel: error: selrel explain needs ")

@@ -112,6 +112,8 @@ DEVICE_PATH = [
     "selrel_kernels",
     "selrel_kernels.lazy",
     "selrel_zennit",
+    "selrel_zennit.attribution",
+    "selrel_zennit.attribution.table",
     "selrel_zennit.class_names",
     "selrel_zennit.cli",
     "selrel_zennit.cli.listing",

@@ -1,6 +1,7 @@
 """Attributors against independent references: Zennit by hand, Captum, pytorch-grad-cam, formulas in NumPy."""
 
 import gc
+import inspect
 
 import numpy as np
 import psutil
@@ -150,6 +151,12 @@ QUICK = {
 @pytest.fixture(params=sorted(sr.METHODS))
 def method(request):
     return request.param
+
+
+def test_the_table_names_the_options_that_the_builder_takes(method):
+    entry = sr.METHODS[method]
+    assert entry.build.__name__ == method
+    assert entry.options == list(inspect.signature(entry.build).parameters)[1:]
 
 
 def build_quick(method, model):
