@@ -10,19 +10,22 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.sidedata.sidedata import SideData
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from .animated_webp import decode_webp, is_animated_webp, webp_timing
+from .display import Decoded, notes_on, shown, shown_size
 from .errors import InputError
 from .video_writing import write_gif as write_gif
 from .video_writing import write_mp4 as write_mp4
@@ -36,8 +39,9 @@ DEFAULT_FPS = 25.0
 _IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _COPY_AGAIN = "copy, download or record it again"
 _REPAIR = f"{_COPY_AGAIN}, or re-encode what is left of it: ffmpeg -i IN OUT.mp4"
-_QUARTER_TURNS = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))  # see _display_axes; clockwise
-_GIVE_VIDEO = "give a video file (mp4, avi, gif, webm, mkv) or a folder of numbered frames"
+# Of AVFieldOrder: 0 unknown, above it the ways of interlacing.
+_PROGRESSIVE = 1
+_GIVE_VIDEO = "give a video file (mp4, avi, gif, webm, mkv, webp) or a folder of numbered frames"
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,11 @@ class VideoInfo:
 
     path      str           as it was given
     frames    int | None    as the container says (None: it does not say); counted for a folder
-    height    int           pixels, after rotation
-    width     int           pixels, after rotation
+    height    int           square pixels, after rotation
+    width     int           square pixels, after rotation
     fps       float         frames per second, the average where it varies; 25 for a folder
     rotation  int           degrees clockwise by which frames are turned to stand upright: 0, 90, 180 or 270
-    notes     tuple of str  what is done to the frames beyond decoding, for humans
+    notes     tuple of str  what is done to the frames beyond decoding, and what is not, for humans
     """
 
     path: str
@@ -69,15 +73,13 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """
     source = _existing(path)
     with closing(_decode(source)) as decoded:
-        begin = [frame for _, frame in islice(decoded, 2)]
+        begin = list(islice(decoded, 2))
     _check_total(source, len(begin))
-    first = begin[0]
-    rotation, mirrored = _orientation(first)
-    notes = _notes(first, rotation, mirrored)
+    notes = notes_on(*begin)
+    height, width, rotation = shown_size(begin[0])
     frames, fps = _stated(source)
     if fps is None:
         notes.append(f"no frame rate stated: {DEFAULT_FPS:g} frames per second assumed")
-    height, width = (first.width, first.height) if rotation % 180 else (first.height, first.width)
     return VideoInfo(str(path), frames, height, width, fps or DEFAULT_FPS, rotation, tuple(notes))
 
 
@@ -85,9 +87,10 @@ def iter_frames(path: str | os.PathLike[str], start: int = 0, count: int | None 
     """Yield the frames of a video file or a folder one by one, each uint8 [H,W,3] RGB, in constant memory.
 
     ``start`` is the index of the first frame, ``count`` how many at most (None: to the end). Frames are those stored:
-    at a variable rate none is repeated or dropped. They are turned upright as the file's metadata says. Greyscale is
-    repeated to three channels, an alpha channel is dropped. A folder holds images of one size, sorted by the numbers
-    in their names (frame2 before frame10); files of other kinds in it are ignored.
+    at a variable rate none is repeated or dropped. They are turned upright as the file's metadata says, and where that
+    says that pixels are not square, resampled until they are. Greyscale is repeated to three channels, an alpha channel
+    is dropped. Interlaced frames stay as they are (``probe`` tells). A folder holds images of one size, sorted by the
+    numbers in their names (frame2 before frame10); files of other kinds in it are ignored.
 
     Raises InputError, one line, at the call for a path that does not exist and for numbers that cannot be; on the way
     for what is not a video or is damaged; and, at the end of the source, where it is cut short, has fewer than two
@@ -116,16 +119,16 @@ def _iterate(source: Path, start: int, stop: int | None) -> Iterator[Frames]:
     reformatter = VideoReformatter()
     total, first, first_label = 0, None, ""
     with closing(_decode(source)) as decoded:
-        for label, raw in decoded:
+        for raw in decoded:
             total += 1
             if total <= start:
                 continue
-            frame = _upright(raw, reformatter)
+            frame = shown(raw, reformatter)
             if first is None:
-                first, first_label = frame.shape, label
+                first, first_label = frame.shape, raw.label
             elif frame.shape != first:
-                sizes = f"{label} is {frame.shape[1]}×{frame.shape[0]} and {first_label} {first[1]}×{first[0]} pixels"
-                raise InputError(f"{source}: {sizes}; bring all frames to one size")
+                sizes = f"{frame.shape[1]}×{frame.shape[0]} and {first_label} {first[1]}×{first[0]} pixels"
+                raise InputError(f"{source}: {raw.label} is {sizes}; bring all frames to one size")
             yield frame
             if total == stop:
                 return
@@ -154,6 +157,8 @@ def _stated(source: Path) -> tuple[int | None, float | None]:
     """Return how many frames, and frames per second, the container states."""
     if source.is_dir():
         return len(_images(source)), DEFAULT_FPS
+    if is_animated_webp(source):
+        return webp_timing(source)
     with _open(source) as container:
         stream = _video_stream(source, container)
         return stream.frames or None, _rate(container, stream)
@@ -167,14 +172,15 @@ def _rate(container: InputContainer, stream: VideoStream) -> float | None:
     return float(rate) if rate else None
 
 
-def _decode(source: Path) -> Generator[tuple[str, av.VideoFrame], None, None]:
-    """Yield each frame as decoded, with a name for messages."""
+def _decode(source: Path) -> Generator[Decoded, None, None]:
     if source.is_dir():
         for file in _images(source):
-            yield file.name, _decode_image(file)
+            yield _decode_image(file)
+    elif is_animated_webp(source):
+        for index, frame in enumerate(decode_webp(source)):
+            yield Decoded(f"frame {index}", frame)
     else:
-        for index, frame in enumerate(_decode_video(source)):
-            yield f"frame {index}", frame
+        yield from _decode_video(source)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -190,11 +196,13 @@ def _natural(file: Path) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], file.name
 
 
-def _decode_image(file: Path) -> av.VideoFrame:
+def _decode_image(file: Path) -> Decoded:
+    if is_animated_webp(file):
+        raise InputError(f"{file} is an animation, not one image; give it by itself, or take it out of the folder")
     try:
         # From memory: given a name, FFmpeg would take % and * in it for a pattern of many files.
         with av.open(io.BytesIO(file.read_bytes()), "r") as container:
-            return next(container.decode(video=0))
+            return Decoded(file.name, next(container.decode(video=0)), _aspect(container.streams.video[0]))
     except (FFmpegError, StopIteration, IndexError) as error:
         raise InputError(f"{file} is not an image that can be read; replace it or take it out of the folder") from error
 
@@ -225,8 +233,27 @@ def _video_stream(source: Path, container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
         raise InputError(f"{source} holds no decodable pictures (audio or data only); {_GIVE_VIDEO}")
+    # Chosen only where nothing else is there.
+    if stream.disposition & Disposition.attached_pic:
+        raise InputError(f"{source} holds no video: its one picture is a cover, as audio files have; {_GIVE_VIDEO}")
     stream.thread_type = "AUTO"
     return stream
+
+
+def _aspect(stream: VideoStream) -> Fraction:
+    return stream.sample_aspect_ratio or Fraction(1)
+
+
+def _loses_alpha(container: InputContainer, stream: VideoStream) -> bool:
+    """Say whether an alpha channel lies where FFmpeg does not look: beside the pictures, in a layer or a stream."""
+    if stream.metadata.get("alpha_mode") == "1":
+        return True
+    # FFmpeg gives no word on what the second track of an AVIF sequence is; its kind alone, grey, tells.
+    return container.metadata.get("major_brand") in ("avif", "avis") and any(
+        "gray" in str(other.codec_context.pix_fmt)
+        for other in container.streams.video
+        if other is not stream and (other.frames, other.width) == (stream.frames, stream.width)
+    )
 
 
 class _Packets:
@@ -278,10 +305,13 @@ class _Packets:
         return self.cut or self.end < stated - max(3.5 / rate, 0.02 * stated)
 
 
-def _decode_video(source: Path) -> Iterator[av.VideoFrame]:
+def _decode_video(source: Path) -> Iterator[Decoded]:
     with _open(source) as container:
         stream = _video_stream(source, container)
         packets, total = _Packets(container, stream), 0
+        # For codecs whose frames themselves do not tell. PyAV 17 does not know it.
+        interlaced = getattr(stream.codec_context, "field_order", 0) > _PROGRESSIVE
+        about = _aspect(stream), interlaced, _loses_alpha(container, stream)
         try:
             for packet in packets:
                 try:
@@ -293,65 +323,8 @@ def _decode_video(source: Path) -> Iterator[av.VideoFrame]:
                     continue
                 for frame in decoded:
                     total += 1
-                    yield frame
+                    yield Decoded(f"frame {total - 1}", frame, *about)
         except FFmpegError as error:
             raise InputError(f"{source} is damaged: decoding breaks after {total} frames; {_REPAIR}") from error
         if packets.is_truncated():
             raise InputError(f"{source} is truncated: it breaks off after {total} frames; {_REPAIR}")
-
-
-def _display_axes(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """Return (a, b, c, d), each −1, 0 or 1: what is at (x, y) is to be shown at (ax + cy, bx + dy), y downwards.
-
-    Source: ISO/IEC 14496-12, the matrix of the track header; FFmpeg hands Exif orientation over in the same form.
-    """
-    try:
-        side_data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        # PyAV 18.1 fails on kinds of side data it does not know, Exif among them. What is left is the turn, without a
-        # mirror, which no camera writes.
-        return _QUARTER_TURNS[round(-frame.rotation / 90) % 4]
-    if not isinstance(side_data, SideData):
-        return _QUARTER_TURNS[0]
-    matrix = np.frombuffer(bytes(side_data), np.int32)
-    a, b, c, d = (round(int(matrix[index]) / 65536) for index in (0, 1, 3, 4))
-    # Turns that are not by right angles are left alone, as they would need resampling.
-    is_right = sorted(map(abs, (a, b, c, d))) == [0, 0, 1, 1] and a * d != b * c
-    return (a, b, c, d) if is_right else _QUARTER_TURNS[0]
-
-
-def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
-    """Return degrees clockwise, and whether the frame is mirrored left to right before it is turned."""
-    a, b, c, d = _display_axes(frame)
-    mirrored = a * d - b * c < 0
-    turns = [axes[:2] for axes in _QUARTER_TURNS].index((-a, -b) if mirrored else (a, b))
-    return 90 * turns, mirrored
-
-
-def _upright(frame: av.VideoFrame, reformatter: VideoReformatter) -> Frames:
-    pixels = cast(Frames, reformatter.reformat(frame, format="rgb24").to_ndarray())
-    a, b, c, d = _display_axes(frame)
-    if a == 0:
-        pixels, horizontal, vertical = pixels.transpose(1, 0, 2), c, b
-    else:
-        horizontal, vertical = a, d
-    return np.ascontiguousarray(pixels[::vertical, ::horizontal])
-
-
-def _notes(frame: av.VideoFrame, rotation: int, mirrored: bool) -> list[str]:
-    notes = []
-    colours = [component for component in frame.format.components if not component.is_alpha]
-    if len(colours) == 1 and not frame.format.has_palette:
-        notes.append("greyscale: repeated to three channels")
-    if len(colours) < len(frame.format.components) or frame.format.has_palette:
-        alpha = frame.reformat(format="rgba").to_ndarray()[..., 3]
-        if alpha.min() < 255:
-            notes.append("alpha channel dropped")
-    bits = max(component.bits for component in colours)
-    if bits > 8:
-        notes.append(f"{bits} bits per channel: reduced to 8")
-    if mirrored:
-        notes.append("mirrored left to right, as its metadata says")
-    if rotation:
-        notes.append(f"rotated by {rotation}° clockwise, as its metadata says")
-    return notes

@@ -35,11 +35,23 @@ def quadrants(count=3, height=64, width=96):
     return frames
 
 
-def encode(path, frames, codec, pix_fmt="yuv420p", source_format="rgb24", stamps=None, container=None, options=None):
+def encode(
+    path,
+    frames,
+    codec,
+    pix_fmt="yuv420p",
+    source_format="rgb24",
+    stamps=None,
+    container=None,
+    options=None,
+    aspect=None,
+):
     with av.open(str(path), "w", options=container or {}) as output:
         stream = output.add_stream(codec, rate=RATE, options=options or {})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=source_format)
             picture.pts = stamps[index] if stamps else index

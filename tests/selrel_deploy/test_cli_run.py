@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import av
+import cv2
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from selrel_deploy.runners.base import Runner
 from selrel_deploy.video_run import Condition, run_video
 from selrel_zennit.cli import main
 from selrel_zennit.video import write_png
+from videos import encode
 
 from .conftest import FRAME_SIZE, NAMES
 
@@ -83,6 +86,22 @@ def test_run_writes_what_explain_does(artifacts, video, tmp_path, capsys, kind):
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert found["target_name"] in page
     assert "select, s" not in page
+
+
+@pytest.mark.parametrize("kind", ["whole", "uint8"])
+def test_pixels_that_are_not_square(artifacts, video, tmp_path, kind):
+    """26 pixels that are 25:13 as wide as high are 50 square ones, the width that the artifact of frames takes."""
+    squeezed = np.stack([cv2.resize(frame, (26, 40)) for frame in sr.read_frames(video, count=16)])
+    path = encode(tmp_path / "x.mp4", squeezed, "libx264", options={"crf": "4"}, aspect="25/13")
+    assert run(artifacts[kind], path, "--no-frozen", "--out", tmp_path / "run") == 0
+    summary = summary_of(tmp_path / "run")
+    assert "pixels are 25:13, not square: 26×40 resampled to 50×40" in summary["notes"]
+    with av.open(str(path)) as container:
+        wide = np.stack([cv2.resize(f.to_ndarray(format="rgb24"), (50, 40)) for f in container.decode(video=0)])
+    model = small_c3d()
+    with np.load(tmp_path / "run" / "explanation.npz") as arrays:
+        assert np.array_equal(arrays["frames"][0], model.spec.pixels(wide))
+        assert np.allclose(arrays["logits"], model(model.spec.clip(wide)).numpy(), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["whole", "split"])
