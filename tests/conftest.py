@@ -44,12 +44,21 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the repository itself: they do not depend on the version of Zennit."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of the repository itself: they do not depend on the version of Zennit. Leave out slow tests.
+
+    ``-m`` decides where it is given (``-m "slow or not slow"`` takes all), and a test that is named is run.
+    """
     repo = Path(__file__).parent / "repo"
     for item in items:
         if repo in item.path.parents:
             item.add_marker("repo")
+    if config.option.markexpr or any("::" in name for name in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 def pytest_collection_finish() -> None:

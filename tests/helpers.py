@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 
 
@@ -31,3 +33,10 @@ def assert_mask_close(mask: Any, reference: Any, margin: Any, *, band: Any, most
 
 def _array(value: Any) -> npt.NDArray[Any]:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def slow_but(names: Iterable[str], *fast: str) -> list[Any]:
+    """Return parameters for ``names``, all marked slow but those that stand after them."""
+    names = list(names)
+    assert set(fast) <= set(names), f"{fast} are not all among {names}"
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,8 @@ from selrel_zennit.cli import COMMANDS
 DOCS = ROOT / "docs"
 PAGES = [path for path in project_files(DOCS) if path.suffix == ".md"]
 NOTEBOOKS = [path for path in project_files(DOCS) if path.suffix == ".ipynb"]
+# What they show takes long: they start `selrel`, or export.
+SLOW = ("tutorial.md", "choose-a-method.md", "compare-and-check.md", "conservation.md", "your-video.md")
 LARGEST_PICTURE = 300_000
 
 # Runs the code cells in one namespace, each under its own name in a traceback. No Jupyter.
@@ -76,7 +79,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "html"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+def slow_ones(paths: list[Path], names: Sequence[str]) -> list[Any]:
+    assert set(names) <= {path.name for path in paths}
+    return [pytest.param(path, marks=pytest.mark.slow) if path.name in names else path for path in paths]
+
+
+@pytest.mark.parametrize("page", slow_ones(PAGES, SLOW), ids=named)
 def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # A page may register methods and composites; other tests must not see them.
@@ -93,7 +101,7 @@ def test_named_options_exist() -> None:
     assert not missing_options("\n".join(page.read_text(encoding="utf-8") for page in PAGES))
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
+@pytest.mark.parametrize("notebook", slow_ones(NOTEBOOKS, ("motion_share.ipynb", "planted_cause.ipynb")), ids=named)
 def test_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     done = run_notebook(notebook, tmp_path)
     assert done.returncode == 0, done.stderr

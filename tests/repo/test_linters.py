@@ -38,6 +38,7 @@ def test_ruff_format_passes() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_mypy_passes() -> None:
     done = mypy()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -106,6 +107,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 def test_mypy_finds_every_fault(tmp_path: Path) -> None:
     """One file for each fault, so that what is found is known to be that fault; one run, since starting is slow."""
     for number, source in enumerate(FAULTS):
@@ -117,6 +119,7 @@ def test_mypy_finds_every_fault(tmp_path: Path) -> None:
         assert [line for line in own if line.endswith(f"[{code}]")], f"planted_{number}: {own or 'nothing'}"
 
 
+@pytest.mark.slow
 def test_mypy_lets_good_code_pass(tmp_path: Path) -> None:
     planted = tmp_path / "planted.py"
     planted.write_text("from selrel_zennit.clip import ClipSpec\n\nshape: int = ClipSpec(frames=16).span\n", "utf-8")

@@ -14,6 +14,7 @@ def text() -> str:
     return README.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_page(README) >= 3, "the README shows two set-up commands and some Python"

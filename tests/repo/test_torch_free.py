@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ONLY_LIGHT_MODULES = """
 import sys
 
@@ -157,6 +159,7 @@ def test_device_path_needs_no_torch(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_artifacts_run_and_are_certified_without_torch(tmp_path: Path) -> None:
     import torch
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import selrel_zennit as sr
 from selrel_deploy import compile_explanation, export
+from selrel_deploy.compiler import ExplanationGraph
 from selrel_deploy.compiler.lower import lower
 
 
@@ -113,15 +117,36 @@ NAMES = ["walk", "run", "jump: high", "sit", "swim"]
 FRAME_SIZE = (40, 50)
 
 
-@pytest.fixture(scope="session")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the artifacts of DTD on a small C3D whose classes have names: whole, split, and with frames as input."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    model = sr.load_model("networks:small_c3d", "own")
-    graph = compile_explanation(sr.build_method("dtd", model), torch.zeros(1, *model.spec.shape))
-    info = {"class_names": NAMES}
-    return {
-        "whole": export(graph, folder / "whole.onnx", info=info),
-        "split": export(graph, folder / "split.onnx", info=info, split=True),
-        "uint8": export(graph, folder / "uint8.onnx", info=info, input="uint8", frame_size=FRAME_SIZE),
+class Artifacts(dict[str, Path]):
+    """The artifacts of DTD on a small C3D whose classes have names, each exported when it is first asked for."""
+
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
+        "whole": {},
+        "split": {"split": True},
+        "uint8": {"input": "uint8", "frame_size": FRAME_SIZE},
     }
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    @functools.cached_property
+    def graph(self) -> ExplanationGraph:
+        model = sr.load_model("networks:small_c3d", "own")
+        return compile_explanation(sr.build_method("dtd", model), torch.zeros(1, *model.spec.shape))
+
+    def __missing__(self, kind: str) -> Path:
+        path = self[kind] = self.folder / f"{kind}.onnx"
+        with FileLock(self.folder.with_name(f"{kind}.lock")):
+            if not path.exists():
+                export(self.graph, path, info={"class_names": NAMES}, **self.OPTIONS[kind])
+        return path
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    """Return artifacts by kind: whole, split, and with frames as input ("uint8"). Tests side by side share them."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "artifacts"
+    folder.mkdir(exist_ok=True)
+    return Artifacts(folder)

@@ -346,6 +346,7 @@ def test_an_artifact_has_no_forward_row_unless_it_is_split(graph, tmp_path, quic
     json.dumps(result, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_split_artifact_has_a_forward_row(graph, tmp_path, quick):
     export(graph, tmp_path / "cam.onnx", split=True)
     result = bench_artifact(tmp_path / "cam.json", ("onnxruntime",), [], Pacing(rounds=2), threads=1)
@@ -355,6 +356,7 @@ def test_a_split_artifact_has_a_forward_row(graph, tmp_path, quick):
     assert not result["clips"]["real"]
 
 
+@pytest.mark.slow
 def test_artifacts_that_cannot_be_timed(graph, tmp_path, video):
     path = export(graph, tmp_path / "cam.onnx")
     for runners, provider, message in (

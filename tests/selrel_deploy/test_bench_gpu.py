@@ -70,6 +70,7 @@ def test_every_batch_and_precision_has_figures(result: dict[str, Any]) -> None:
     assert "in ms, on the device by the processor's clock." in gpu_table(result)
 
 
+@pytest.mark.slow
 def test_a_wrong_explanation_is_not_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last clip of a batch is what is compared: one that holds the maps of another class must fail."""
     plain = gpu.variants_of
@@ -86,6 +87,7 @@ def test_a_wrong_explanation_is_not_called_right(monkeypatch: pytest.MonkeyPatch
     assert result["rows"][0]["parity"]["grade"] == "failed"
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = gpu.variants_of
 

@@ -89,6 +89,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_device_without_torch_benchmarks_an_artifact(artifact, tmp_path):
     write_video(tmp_path / "clip.mp4")
 

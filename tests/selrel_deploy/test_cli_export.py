@@ -17,6 +17,7 @@ from selrel_zennit.video import write_png
 SMALL = ["--model", "networks:few_layers", "--weights", "own"]
 
 
+@pytest.mark.slow
 def test_the_embedded_model_with_calibrated_thresholds(tmp_path, capsys):
     """It runs, and every file and pass is said."""
     out = tmp_path / "new" / "cam.onnx"
@@ -72,6 +73,7 @@ def test_all_options_together(tmp_path, capsys):
     assert any("zero_params='bias'" in text for text in figures["warnings"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("SELREL_DATA" not in os.environ, reason="needs the real clips: set SELREL_DATA to their folder")
 def test_golden_clips_of_real_videos(tmp_path, capsys):
     videos = [str(Path(os.environ["SELREL_DATA"]) / name) for name in REAL_CLIPS.values()]
@@ -85,6 +87,7 @@ def test_golden_clips_of_real_videos(tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_lint_says_what_is_refused(tmp_path, capsys, monkeypatch):
     from selrel_deploy.cli import export as module
 
@@ -151,6 +154,7 @@ def test_frames_of_another_size_are_refused(tmp_path, capsys):
     assert "frames of 10x12 (height x width), --frame-size says 20x24" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_random_weights_are_doubted(tmp_path, capsys):
     arguments = ["--model", "networks:few_layers", "--weights", "random", "--seed", "3", "--method", "gradcam"]
     assert main(["export", "-o", str(tmp_path / "a.onnx"), *arguments]) == 0

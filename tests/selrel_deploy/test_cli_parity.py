@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import save_file
 
 import selrel_zennit as sr
+from helpers import slow_but
 from networks import small_c3d
 from selrel_deploy import compile_explanation, export
 from selrel_deploy.runners.onnxruntime import OnnxRuntimeRunner
@@ -29,7 +30,7 @@ def video(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("kind", ["whole", "split", "uint8"])
+@pytest.mark.parametrize("kind", slow_but(["whole", "split", "uint8"], "whole"))
 def test_golden_cases(artifacts, kind, capsys, tmp_path):
     assert main(["parity", str(artifacts[kind]), "--json", str(tmp_path / "a.json"), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
@@ -50,7 +51,7 @@ def test_golden_cases(artifacts, kind, capsys, tmp_path):
     assert len(printed.splitlines()) > len(figures["comparisons"])
 
 
-@pytest.mark.parametrize("kind", ["whole", "uint8"])
+@pytest.mark.parametrize("kind", slow_but(["whole", "uint8"], "whole"))
 def test_zennit_on_synthetic_clips_and_on_a_video(artifacts, kind, video, capsys):
     for arguments, name in (([], "synthetic"), (["--clips", video], "frame 32")):
         assert main(["parity", str(artifacts[kind]), "--against", "zennit", *arguments, "--json", "-"]) == 0
@@ -75,6 +76,7 @@ def test_a_fault_is_exit_code_1(artifacts, monkeypatch, capsys):
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_weights_must_be_those_of_the_artifact(tmp_path, capsys):
     save_file(small_c3d(seed=1).state_dict(), tmp_path / "one.safetensors")
     save_file(small_c3d(seed=2).state_dict(), tmp_path / "two.safetensors")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import selrel_zennit as sr
+from helpers import slow_but
 from networks import small_c3d
 from selrel_deploy import open_runner
 from selrel_deploy.runners.base import Runner
@@ -54,7 +55,7 @@ def probabilities(logits):
     return exponentials / exponentials.sum()
 
 
-@pytest.mark.parametrize("kind", ["whole", "split", "uint8"])
+@pytest.mark.parametrize("kind", slow_but(["whole", "split", "uint8"], "whole"))
 def test_run_writes_what_explain_does(artifacts, video, tmp_path, capsys, kind):
     assert run(artifacts[kind], video, "--out", tmp_path / "run") == 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
@@ -88,7 +89,7 @@ def test_run_writes_what_explain_does(artifacts, video, tmp_path, capsys, kind):
     assert "select, s" not in page
 
 
-@pytest.mark.parametrize("kind", ["whole", "uint8"])
+@pytest.mark.parametrize("kind", slow_but(["whole", "uint8"], "whole"))
 def test_pixels_that_are_not_square(artifacts, video, tmp_path, kind):
     """26 pixels that are 25:13 as wide as high are 50 square ones, the width that the artifact of frames takes."""
     squeezed = np.stack([cv2.resize(frame, (26, 40)) for frame in sr.read_frames(video, count=16)])
@@ -104,7 +105,7 @@ def test_pixels_that_are_not_square(artifacts, video, tmp_path, kind):
         assert np.allclose(arrays["logits"], model(model.spec.clip(wide)).numpy(), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["whole", "split"])
+@pytest.mark.parametrize("kind", slow_but(["whole", "split"], "whole"))
 def test_all_clips_explain_the_class_with_the_highest_mean_logit(artifacts, video, tmp_path, kind):
     assert run(artifacts[kind], video, "--all-clips", "--no-frozen", "--out", tmp_path) == 0
     summary = summary_of(tmp_path)
@@ -127,7 +128,7 @@ def test_targets_and_start(artifacts, video, tmp_path):
         assert summary["clips"][0]["start"] == 3
 
 
-@pytest.mark.parametrize("kind", ["whole", "split"])
+@pytest.mark.parametrize("kind", slow_but(["whole", "split"], "whole"))
 @pytest.mark.parametrize("named", ["any", "walk"])
 def test_explain_when(artifacts, video, tmp_path, capsys, kind, named):
     """The limit lies between the clips' probabilities, so some are explained and some are not."""
@@ -161,6 +162,7 @@ def test_explain_when(artifacts, video, tmp_path, capsys, kind, named):
     assert "no clip explained: sit reaches" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_split_artifact_pays_for_the_explanations_it_gives(artifacts, video, monkeypatch):
     counts = {"forward": 0, "explain": 0}
     for name in counts:
@@ -215,6 +217,7 @@ def bad_inputs(artifacts, video, folder):
     yield "unknown colour map", [good, video, "--cmap", "rainbow"], "rainbow"
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_nothing(artifacts, video, tmp_path, capsys):
     for name, arguments, word in bad_inputs(artifacts, video, tmp_path):
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import selrel_zennit as sr
+from helpers import slow_but
 from repo.tree import ROOT
 from selrel_deploy import compile_explanation, engine_lint, export, open_runner, read_artifact
 from selrel_deploy.certificate_clips import synthetic_clips
@@ -66,7 +67,7 @@ BY_HAND = (
 )
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", slow_but(BY_HAND, "r3d_18"))
 def test_equal_to_rules_placed_by_hand(name, hand_placed):
     """Of networks with merged batch norms and sums as modules, written for it; no canonizer takes part."""
     model = small_network(name).double()
@@ -85,7 +86,7 @@ def test_equal_to_rules_placed_by_hand(name, hand_placed):
         assert (relevance - expected).norm() <= 1e-9 * expected.norm(), method
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", slow_but(COMPILED, "resnet3d_18"))
 def test_compiled(name):
     model = small_network(name)
     attributor = sr.build_method(COMPILED[name], model)
@@ -98,7 +99,7 @@ def test_compiled(name):
     assert cosine(relevance.numpy().ravel(), expected.sum(1).numpy().ravel()) >= 0.99999
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", slow_but(EXPORTED, "mc3_18"))
 def test_the_whole_way(name, tmp_path):
     model = small_network(name)
     attributor = sr.build_method(EXPORTED[name], model)

@@ -10,7 +10,7 @@ from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import EpsilonPlus
 
 import selrel_zennit as sr
-from helpers import assert_mask_close
+from helpers import assert_mask_close, slow_but
 from networks import small_c3d, snapshot
 from selrel_deploy.compiler import compile_explanation
 from selrel_deploy.compiler.rewriting import count_convolutions, module_of
@@ -41,7 +41,7 @@ def agree(graph, attributor, clip, tolerance):
         assert torch.equal(motion, torch.where(mask, relevance, 0))
 
 
-@pytest.mark.parametrize("name", COMPILABLE)
+@pytest.mark.parametrize("name", slow_but(COMPILABLE, "dtd", "guided_gradcam"))
 def test_every_method_on_every_kind_of_layer(name):
     for dtype, tolerance, seeds in ((torch.float64, 1e-9, (0, 1, 2)), (torch.float32, 1e-5, (3,))):
         model = varied(dtype)
@@ -109,6 +109,7 @@ def test_a_bare_attributor_with_canonizers(registered):
         agree(graph, attributor, clip, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dtd", "gradcam", "lrp_alpha2_beta1"])
 def test_model_and_graph_go_their_own_ways(name):
     model = varied()
@@ -126,6 +127,7 @@ def test_model_and_graph_go_their_own_ways(name):
     assert not any(isinstance(value, nn.Parameter) for value in graph.module.state_dict(keep_vars=True).values())
 
 
+@pytest.mark.slow
 def test_selection_is_the_attributors_own_or_the_callers():
     model = varied()
     clip = clip_with_ties(model.spec, 0).double()
@@ -274,6 +276,7 @@ def test_every_node_knows_its_module():
     assert {module_of(node) for node in pools} <= {name for name, _ in model.named_modules()}
 
 
+@pytest.mark.slow
 def test_calibrated_thresholds_become_part_of_the_graph():
     model = sr.load_model("demo")
     attributor = sr.build_method("dtd", model)

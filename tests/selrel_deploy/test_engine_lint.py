@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import selrel_zennit as sr
+from helpers import slow_but
 from networks import few_layers
 from selrel_deploy import compile_explanation, engine_lint, export
 from selrel_deploy.artifact import data_path, manifest_path
@@ -27,7 +28,7 @@ def artifact(path, method="gradcam", precision="fp32", **arguments):
 
 
 @needs_trt
-@pytest.mark.parametrize("method", COMPILABLE)
+@pytest.mark.parametrize("method", slow_but(COMPILABLE, "dtd"))
 def test_every_compilable_method_builds(method, tmp_path):
     """On a small network; benchmarks/compiled_methods.py does it on C3D and on the embedded model."""
     report = engine_lint.build(artifact(tmp_path / "a.onnx", method))
@@ -36,11 +37,12 @@ def test_every_compilable_method_builds(method, tmp_path):
 
 
 @needs_trt
-@pytest.mark.parametrize("precision", ["fp32+int8", "fp16+int8"])
+@pytest.mark.parametrize("precision", slow_but(["fp32+int8", "fp16+int8"], "fp32+int8"))
 def test_lower_precisions_build(precision, tmp_path):
     assert engine_lint.lint(artifact(tmp_path / "a.onnx", "dtd", precision)) == []
 
 
+@pytest.mark.slow
 @needs_trt
 def test_both_parts_and_frames_build(tmp_path):
     path = artifact(tmp_path / "a.onnx", split=True, input="uint8", frame_size=(20, 24), clips=None)

@@ -54,7 +54,7 @@ def test_other_interpolations_are_refused_where_they_matter():
     assert np.array_equal(FramesToClip(spec, (112, 149))(torch.from_numpy(frames)[None]).numpy(), spec.array(frames))
 
 
-@pytest.mark.parametrize(("split", "batch"), [(False, 1), (True, 2)])
+@pytest.mark.parametrize(("split", "batch"), [(False, 1), pytest.param(True, 2, marks=pytest.mark.slow)])
 def test_an_artifact_takes_frames(split, batch, tmp_path):
     model = few_layers()
     size = (40, 50)
@@ -87,6 +87,7 @@ def test_an_artifact_takes_frames(split, batch, tmp_path):
         assert "frames" not in {entry.name for entry in explain.graph.input}
 
 
+@pytest.mark.slow
 def test_a_batch_is_explained_clip_by_clip(tmp_path):
     """The golden cases of a batch are those of its clips, and its certificate is exact."""
     model = few_layers()
@@ -146,6 +147,7 @@ def test_linear_weights_are_there_once(dtd):
     assert not [node for node in file.graph if node.op_type == "MatMul" and node.inputs[1] in matrices]
 
 
+@pytest.mark.slow
 def test_int8_is_explicit_quantisation(tmp_path):
     """QuantizeLinear and DequantizeLinear around plain convolutions, int8 weights; split, on frames too."""
     model = few_layers()

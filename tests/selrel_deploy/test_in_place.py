@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import selrel_zennit as sr
+from helpers import slow_but
 from selrel_deploy import compile_explanation
 from selrel_deploy.compiler.in_place import compute_in_place
 from selrel_deploy.compiler.rewriting import aten
@@ -101,7 +102,9 @@ def test_what_belongs_to_others_is_left(described, function, count):
     check(described(function), count)
 
 
-@pytest.mark.parametrize("method", ["dtd", "lrp_alpha2_beta1", "gradient", "gradcam", "guided_backprop"])
+@pytest.mark.parametrize(
+    "method", slow_but(["dtd", "lrp_alpha2_beta1", "gradient", "gradcam", "guided_backprop"], "dtd")
+)
 def test_explanations_are_the_same(method):
     model = sr.load_model("demo")
     graph = compile_explanation(sr.build_method(method, model), clip_with_ties(model.spec, 1))

@@ -27,6 +27,7 @@ def graph_of(precision, stride=1):
     return compile_explanation(attributor, torch.zeros(1, *SPEC.shape), sr.MotionSelection(n_sigma=2.0), precision)
 
 
+@pytest.mark.slow
 def test_the_same_explanation_in_int8_and_bf16():
     graph = graph_of("bf16+int8")
     with open_runner(graph, "inductor") as run:

@@ -138,6 +138,7 @@ def test_the_script_runs_with_what_a_device_installs(kits, video, name):
     assert re.fullmatch(r"motion: [\d.]+% of the relevance, on [\d.]+% of the voxels that have any", lines[3])
 
 
+@pytest.mark.slow
 def test_the_script_stops_where_the_explanation_is_another(kits, tmp_path):
     kit = tmp_path / "kit"
     shutil.copytree(kits / "whole", kit)

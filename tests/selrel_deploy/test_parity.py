@@ -331,6 +331,7 @@ def test_onnxruntime_certifies_itself_against_the_golden_cases(artifact):
         assert max(row.norm_error for row in other.comparisons) == 0
 
 
+@pytest.mark.slow
 def test_an_artifact_of_batches_certifies_itself(tmp_path):
     model = varied(torch.float32)
     graph = compile_explanation(sr.build_method("gradient", model), torch.zeros(2, *model.spec.shape))
@@ -352,6 +353,7 @@ with open_runner(sys.argv[1], "openvino", threads=1, check=False) as run:
 """
 
 
+@pytest.mark.slow
 def test_openvino_on_one_thread(artifact):
     pytest.importorskip("openvino", reason="needs the extra openvino")
     done = subprocess.run(
@@ -360,6 +362,7 @@ def test_openvino_on_one_thread(artifact):
     assert done.stdout.strip() in ("CPU exact", "CPU faithful"), done.stderr
 
 
+@pytest.mark.slow
 def test_dtd_of_the_demo_model_is_zennits_on_fresh_clips(tmp_path, request):
     """No constant of the clip that was compiled with, or of its class, is baked into an artifact."""
     model = sr.load_model("demo")

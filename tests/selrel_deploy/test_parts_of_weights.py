@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import selrel_zennit as sr
+from helpers import slow_but
 from selrel_deploy import compile_explanation
 from selrel_deploy.compiler import parts_of_weights
 from selrel_deploy.compiler.fold import fold
@@ -96,7 +97,7 @@ def test_rows_at_a_time(monkeypatch, dtype, low, high):
         torch.library.opcheck(clamped_linear, (values, weight, low, high, dtype, backward))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp32+bf16", "bf16"])
+@pytest.mark.parametrize("precision", slow_but(["fp32", "fp32+bf16", "bf16"], "fp32"))
 def test_an_explanation_holds_each_linear_weight_once(precision):
     model = sr.load_model("networks:small_c3d", "own")
     clip = clip_with_ties(model.spec, 1)

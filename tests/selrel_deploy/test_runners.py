@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import selrel_zennit as sr
+from helpers import slow_but
 from networks import small_c3d
 from selrel_deploy import compile_explanation, export, open_runner
 from selrel_deploy.artifact import OUTPUTS, write_manifest
@@ -25,7 +26,7 @@ SPEC = varied().spec
 METHODS = ["dtd", "gradcam", "guided_gradcam", "lrp_alpha2_beta1"]
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=slow_but(METHODS, "dtd"))
 def exported(request, tmp_path_factory):
     attributor = sr.build_method(request.param, varied(torch.float32))
     graph = compile_explanation(attributor, torch.zeros(1, *SPEC.shape))
@@ -99,6 +100,7 @@ def test_bad_input_is_refused(small, name):
         run(clip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_the_parts_of_a_split_artifact(artifacts, name):
     if name == "openvino":
@@ -141,6 +143,7 @@ def test_the_parts_of_a_split_artifact(artifacts, name):
         split.forward(clips[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_frames_go_in_as_they_are(artifacts, name):
     if name == "openvino":
@@ -250,6 +253,7 @@ def test_openvino_runs_in_float32_or_not_at_all(exported):
         open_runner(path, "openvino", provider="CPU")
 
 
+@pytest.mark.slow
 def test_openvino_repeats_voxels_of_clips_at_once(tmp_path):
     openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
     from selrel_deploy.runners.openvino import _read
@@ -286,6 +290,7 @@ def test_openvino_repeats_voxels_of_clips_at_once(tmp_path):
         assert len(images(_read(core, other))) == 1
 
 
+@pytest.mark.slow
 def test_openvino_multiplies_by_a_weight_that_is_not_square(tmp_path):
     openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
     from selrel_deploy.runners.openvino import _read

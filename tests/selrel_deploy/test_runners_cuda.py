@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import selrel_zennit as sr
+from helpers import slow_but
 from networks import FewLayers, few_layers, small_c3d
 from selrel_deploy import compile_explanation, open_runner
 from selrel_deploy.compiler import ExplanationGraph
@@ -174,7 +175,7 @@ def cuda_provider(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return allocated
 
 
-@pytest.mark.parametrize("kind", ["whole", "split", "uint8"])
+@pytest.mark.parametrize("kind", slow_but(["whole", "split", "uint8"], "whole"))
 def test_bound_memory(
     artifacts: dict[str, Path], kind: str, cuda_provider: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from selrel_deploy.artifact import MODULE, OUTPUTS
 from .conftest import clip_with_ties
 
 # Of the methods those that need most and least of the forward pass, and one that needs values before a ReLU.
-CASES = [("dtd", few_layers), ("guided_gradcam", few_layers)]
+CASES = [("dtd", few_layers), pytest.param("guided_gradcam", few_layers, marks=pytest.mark.slow)]
 MODELS = {few_layers: few_layers()}
 
 
@@ -89,6 +89,7 @@ def products(path):
     return sorted(found.values())
 
 
+@pytest.mark.slow
 def test_the_forward_part_is_the_forward_pass(tmp_path):
     """It holds the network's own layers and hands over what they give anyway, after their ReLUs."""
     model = small_c3d(width=20)  # more channels than the compiler joins
@@ -119,6 +120,7 @@ def test_explain_takes_only_what_it_needs(split_gradcam):
     assert not modules & {"conv1", "conv2"}
 
 
+@pytest.mark.slow
 def test_cheap_steps_are_done_again_rather_than_handed_over(tmp_path):
     """The Epsilon rule needs what comes before a ReLU, and after: one of the two is handed over."""
     split = read_artifact(export(compiled("lrp_epsilon_plus", few_layers), tmp_path / "split.onnx", split=True))
@@ -143,6 +145,7 @@ def weights_of(path):
     return inside, outside
 
 
+@pytest.mark.slow
 def test_every_weight_is_stored_once(tmp_path):
     artifact = read_artifact(export(compiled("gradient", few_layers), tmp_path / "split.onnx", split=True))
     data = (tmp_path / "split.data").read_bytes()
@@ -160,6 +163,7 @@ def test_every_weight_is_stored_once(tmp_path):
     assert all(offset % 4096 == 0 for offset, _ in places)
 
 
+@pytest.mark.slow
 def test_weights_outside_run_in_onnxruntime_and_openvino(tmp_path):
     """What a network of more than 2 GB would get; forced here on a small one."""
     graph = compiled("dtd", few_layers)
@@ -213,6 +217,7 @@ def test_another_name_would_lose_the_weights(split_files, tmp_path):
         read_artifact(tmp_path / "b.onnx")
 
 
+@pytest.mark.slow
 def test_an_export_of_another_kind_leaves_nothing_stale(split_files, tmp_path):
     for file in split_files:
         shutil.copy(file, tmp_path)

@@ -23,6 +23,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "engines"
 
 
+@pytest.mark.slow
 def test_tensorrt_rtx_really_builds(artifacts: dict[str, Path]) -> None:
     trt = pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra trt-lint")
     log = make_log(trt)

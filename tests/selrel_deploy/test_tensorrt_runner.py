@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import selrel_zennit as sr
+from helpers import slow_but
 from networks import FewLayers, few_layers, small_c3d
 from selrel_deploy import compile_explanation, export, open_runner
 from selrel_deploy.artifact import OUTPUTS, write_manifest
@@ -56,8 +57,8 @@ def assert_same(found: Any, expected: Any) -> None:
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
-@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.4.0"])
-@pytest.mark.parametrize("kind", ["whole", "split", "uint8"])
+@pytest.mark.parametrize("version", slow_but(["8.6.1", "10.3.0", "11.4.0"], "10.3.0"))
+@pytest.mark.parametrize("kind", slow_but(["whole", "split", "uint8"], "whole"))
 def test_the_same_explanation(install: Install, artifacts: dict[str, Path], version: str, kind: str) -> None:
     _, core = install(version)
     inputs = [clip_with_ties(SPEC, seed).numpy() for seed in range(2)]
@@ -84,7 +85,7 @@ def test_the_same_explanation(install: Install, artifacts: dict[str, Path], vers
         run(inputs[0])
 
 
-@pytest.mark.parametrize("kind", ["whole", "split"])
+@pytest.mark.parametrize("kind", slow_but(["whole", "split"], "whole"))
 def test_the_kernel_selects_in_place_of_the_engine(install: Install, artifacts: dict[str, Path], kind: str) -> None:
     trt, _ = install()
     clip = clip_with_ties(SPEC, 1).numpy()
@@ -99,6 +100,7 @@ def test_the_kernel_selects_in_place_of_the_engine(install: Install, artifacts: 
     assert not [built for built in trt.builds if "mask" in built["outputs"] or "motion_relevance" in built["outputs"]]
 
 
+@pytest.mark.slow
 def test_the_kernel_selects_as_the_artifact_says(install: Install, tmp_path: Path) -> None:
     install()
     settings = sr.MotionSelection.preset("author-2021", n_sigma=1.0)
@@ -347,6 +349,7 @@ def test_messages_about_memory() -> None:
     assert len(OUTPUTS) == 5
 
 
+@pytest.mark.slow
 def test_parity_and_bench_open_it(
     install: Install, artifacts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

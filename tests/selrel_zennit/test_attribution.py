@@ -13,6 +13,7 @@ from zennit.composites import COMPOSITES, NameMapComposite
 from zennit.rules import Pass, ZBox, ZPlus
 
 import selrel_zennit as sr
+from helpers import slow_but
 from maps import norm_relative
 from networks import small_c3d, snapshot
 
@@ -52,6 +53,7 @@ def test_dtd_drops_the_biases():
     assert torch.equal(sr.build_method("dtd", model)(clip, sr.one_hot(0, 5))[1], before)
 
 
+@pytest.mark.slow
 def test_dtd_conserves_relevance_on_real_clips(real_clips):
     model = sr.load_model("c3d", weights="random", num_classes=101)
     with sr.build_method("dtd", model) as attributor:
@@ -219,6 +221,7 @@ def test_model_is_restored_after_half_a_registration(clip):
     assert snapshot(model, clip) == before
 
 
+@pytest.mark.parametrize("method", slow_but(sorted(sr.METHODS), "gradcam"))
 def test_a_thousand_explanations_leave_memory_flat(method):
     # A thousand of the fastest and of the slowest kind; what a call leaves behind shows in 100 as well.
     calls = 1000 if method in ("gradient", "dtd") else 100

@@ -6,6 +6,7 @@ from torch import nn
 from zennit.layer import Sum
 
 import selrel_zennit as sr
+from helpers import slow_but
 from selrel_zennit.canonizers import BatchNormCanonizer, SumCanonizer, VideoCanonizer, neighbours
 
 SHAPE = (3, 6, 12, 12)
@@ -316,7 +317,7 @@ def test_a_network_that_does_not_fit_its_clip_is_named():
         BatchNormCanonizer((5, 6, 6, 6)).apply(model)
 
 
-@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18", "s3d"])
+@pytest.mark.parametrize("name", slow_but(["r3d_18", "mc3_18", "r2plus1d_18", "s3d"], "mc3_18"))
 def test_torchvision_video_networks_conserve_relevance(name):
     """Zennit's ResNet canonizer finds nothing in them: relevance of DTD then grows with every residual sum.
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import selrel_zennit as sr
+from helpers import slow_but
 from selrel_zennit.clip import ClipSpec
 from selrel_zennit.linter import lint
 
@@ -34,7 +35,7 @@ def norm(name, state, values, eps=1e-5):
 # --- torchvision ---
 
 
-@pytest.mark.parametrize("name", [*TORCHVISION, *TRANSFORMERS])
+@pytest.mark.parametrize("name", slow_but([*TORCHVISION, *TRANSFORMERS], "mc3_18"))
 def test_torchvision_networks_take_their_public_files(name, tmp_path):
     """Parameter counts and categories are those that torchvision states of its weights."""
     from torchvision.models import video
@@ -128,7 +129,7 @@ def i3d_forward(state, clip):
     return F.conv3d(values, state["logits.conv3d.weight"], state["logits.conv3d.bias"]).mean((2, 3, 4))
 
 
-@pytest.mark.parametrize(("frames", "crop"), [(16, 196), (9, 193)])
+@pytest.mark.parametrize(("frames", "crop"), [pytest.param(16, 196, marks=pytest.mark.slow), (9, 193)])
 def test_i3d_is_the_network_of_its_keys(frames, crop):
     """Even and odd sizes, where "same" padding is one more behind than in front, or as much on both sides."""
     model = disturb(
@@ -155,6 +156,7 @@ def test_i3d_has_the_keys_of_the_public_file():
     assert tuple(state["logits.conv3d.weight"].shape) == (400, 1024, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_files_from_before_batch_norms_counted(tmp_path):
     """PyTorch before 0.4.1 saved no num_batches_tracked, and the files of 2017 are from then."""
     for name in ("i3d", "resnet3d_18a"):
@@ -210,7 +212,9 @@ def resnet_forward(state, clip, zero_shortcut):
     return F.linear(values.mean((2, 3, 4)), state["fc.weight"], state["fc.bias"])
 
 
-@pytest.mark.parametrize("name", ["resnet3d_18", "resnet3d_18a", "resnet3d_34", "resnet3d_34a", "resnet3d_50"])
+@pytest.mark.parametrize(
+    "name", slow_but(["resnet3d_18", "resnet3d_18a", "resnet3d_34", "resnet3d_34a", "resnet3d_50"], "resnet3d_18a")
+)
 def test_resnets_are_the_networks_of_their_keys(name):
     model = disturb(sr.load_model(name, weights="random", num_classes=7, spec=ClipSpec(short_side=40, crop=40)))
     clip = torch.randn(1, 3, 16, 40, 40, generator=torch.Generator().manual_seed(1))
@@ -219,6 +223,7 @@ def test_resnets_are_the_networks_of_their_keys(name):
         torch.testing.assert_close(model(clip), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resnet_file_as_its_authors_save_it(tmp_path):
     """A training checkpoint of DataParallel: the keys stand under state_dict, with module. in front."""
     source = sr.load_model("resnet3d_50", weights="random", num_classes=9, seed=3)
@@ -261,7 +266,9 @@ def test_clips_of_resnets_are_those_of_their_time(tmp_path):
 SMALLEST = {"i3d": (9, 193), "s3d": (13, 209)}
 
 
-@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18", "s3d", "i3d", "resnet3d_18", "resnet3d_18a"])
+@pytest.mark.parametrize(
+    "name", slow_but(["r3d_18", "mc3_18", "r2plus1d_18", "s3d", "i3d", "resnet3d_18", "resnet3d_18a"], "resnet3d_18a")
+)
 def test_the_linter_is_silent(name):
     frames, size = SMALLEST.get(name, (8, 32))
     full = sr.load_model(name, weights="random", num_classes=5).spec
@@ -271,7 +278,7 @@ def test_the_linter_is_silent(name):
     assert report.passed
 
 
-@pytest.mark.parametrize("name", ["mc3_18", "i3d", "resnet3d_18a"])
+@pytest.mark.parametrize("name", slow_but(["mc3_18", "i3d", "resnet3d_18a"], "mc3_18"))
 def test_random_weights_are_reproducible(name):
     first, second, other = (sr.load_model(name, weights="random", seed=seed) for seed in (0, 0, 1))
     values = [torch.cat([value.flatten() for value in model.parameters()]) for model in (first, second, other)]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import selrel_zennit as sr
+from helpers import slow_but
 from selrel_zennit.linter import lint
 
 SMALL = sr.ClipSpec(frames=4, short_side=64, crop=64)
@@ -182,7 +183,9 @@ def as_mmaction(key):
     return "backbone." + ".".join([*parts[:-2], f"conv{number}", kind, *net, parts[-1]])
 
 
-@pytest.mark.parametrize(("layout", "rename"), [("tsm", as_tsm), ("mmaction2", as_mmaction)])
+@pytest.mark.parametrize(
+    ("layout", "rename"), [("tsm", as_tsm), pytest.param("mmaction2", as_mmaction, marks=pytest.mark.slow)]
+)
 def test_tsm_is_a_resnet_with_shifts_in_front_of_its_blocks(layout, rename, resnet, small_clip, tmp_path):
     """torchvision's ResNet-50 on single frames, with shifts written frame by frame, from the same file."""
     state = {rename(key): value for key, value in resnet.state_dict().items()}
@@ -252,8 +255,8 @@ def test_the_lstm_network_is_a_resnet_and_an_lstm(resnet, small_clip, tmp_path):
 # --- all ---
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", ["dtd", "lrp_epsilon_plus"])
+@pytest.mark.parametrize("name", slow_but(NAMES, "x3d_s"))
+@pytest.mark.parametrize("method", slow_but(["dtd", "lrp_epsilon_plus"], "dtd"))
 def test_the_linter_is_silent(name, method, networks):
     options = {} if method == "dtd" else {"zero_params": "bias"}
     report = lint(networks[name], method, **options)
@@ -261,7 +264,7 @@ def test_the_linter_is_silent(name, method, networks):
     assert report.conserved == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "x3d_s"))
 def test_grad_cam_finds_its_layer(name, networks, small_clip):
     model = networks[name]
     explanation = sr.explain(model, small_clip, "gradcam")
