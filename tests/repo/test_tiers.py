@@ -70,3 +70,9 @@ def test_a_file_of_slow_tests_alone_is_found() -> None:
     assert all_slow(slow)
     assert all_slow("pytestmark = pytest.mark.slow\n\ndef test_a():\n    pass\n")
     assert not all_slow(slow + "\ndef test_b():\n    pass\n")
+
+
+def test_ci_runs_the_slow_tests_as_well() -> None:
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert "pytest -n 2 --dist loadfile -m slow" in lines
+    assert [line for line in lines if "$scratch/zennit" in line and '-m "slow or not slow"' in line]
