@@ -1,0 +1,151 @@
+"""Random networks under seven methods, against the slow definition: how many are equal, refused, wrong.
+
+    python benchmarks/random_networks.py [--draws 5000] [--onnx 300] [--seed 0] [--workers 2] [--rows FILE]
+
+The networks, the definition and what counts as equal are those of tests/random_networks. The first ``--onnx`` draws
+are compiled too, exported and run in ONNX Runtime in float32. Every draw's outcomes are a line of FILE (default:
+out/random_networks.jsonl), which an interrupted run goes on with; a changed package starts it anew, unless --keep is
+given. Writes results/random_networks.json; what was found and mended on the way stays there, written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import re
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import machine, write_json
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from random_networks.compare import define, on_device, outcome  # noqa: E402
+from random_networks.definition import METHODS  # noqa: E402
+from random_networks.grammar import draw  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "random_networks.json"
+ROWS = ROOT / "out" / "random_networks.jsonl"
+
+
+def rows_of(job: tuple[int, bool]) -> dict[str, Any]:
+    """Return the outcomes of one draw: {"seed", "kinds", "eager": {method: […]}, "onnx": {method: […]}}."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    seed, onnx = job
+    drawn = draw(seed)
+    definition = define(drawn)
+    row: dict[str, Any] = {"seed": seed, "kinds": drawn.kinds}
+    row["eager"] = {method: _short(outcome(drawn, definition, method)) for method in METHODS}
+    if onnx:
+        with tempfile.TemporaryDirectory() as folder:
+            row["onnx"] = {method: _short(on_device(drawn, method, Path(folder))) for method in METHODS}
+    return row
+
+
+def _short(found: Any) -> list[Any]:
+    return [found.kind, found.error, found.said]
+
+
+def fingerprint() -> str:
+    """Return a hash of the code that the outcomes hang on."""
+    folders = ("selrel_zennit", "deploy/selrel_deploy", "tests/random_networks")
+    files = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def held_rows(path: Path, code: str, keep: bool) -> dict[int, dict[str, Any]]:
+    """Return the rows of an interrupted run by seed; none where the code has changed since."""
+    if not path.is_file():
+        return {}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {row["seed"]: row for row in rows if keep or row["code"] == code}
+
+
+def summary(rows: list[dict[str, Any]], where: str) -> dict[str, Any]:
+    """Return counts of outcomes, refusals by reason, and the seeds of what is neither equal nor refused."""
+    all_rows = [row for row in rows if where in row]
+    found = [(row, method, *row[where][method]) for row in all_rows for method in METHODS]
+    refused = Counter(_reason(said) for *_, kind, _, said in found if kind == "refused")
+    errors = sorted(error for *_, error, _ in found if error is not None)
+    return {
+        "draws": len(all_rows),
+        "plain draws": sum(not row["kinds"] for row in all_rows),
+        "explanations": len(found),
+        "outcomes": dict(Counter(kind for *_, kind, _, _ in found)),
+        "outcomes of plain draws": dict(Counter(kind for row, _, kind, _, _ in found if not row["kinds"])),
+        "draws refused by a method": sum(any(row[where][m][0] == "refused" for m in METHODS) for row in all_rows),
+        "by method": {m: dict(Counter(kind for _, method, kind, _, _ in found if method == m)) for m in METHODS},
+        "refused by reason": dict(refused.most_common()),
+        "error of what is equal": {
+            "median": errors[len(errors) // 2] if errors else None,
+            "largest": max((error for *_, kind, error, _ in found if kind == "equal"), default=None),
+        },
+        "neither": [
+            {
+                "seed": row["seed"],
+                "kinds": row["kinds"],
+                "method": m,
+                "outcome": kind,
+                "error": error,
+                "said": said,
+            }
+            for row, m, kind, error, said in found
+            if kind not in ("equal", "refused")
+        ],
+    }
+
+
+def _reason(said: str) -> str:
+    """Return a refusal without names of modules and numbers, so that those of one kind are counted together."""
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\([^)]*\)", "…", said))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=5000)
+    parser.add_argument("--onnx", type=int, default=300, help="how many of the draws go through ONNX Runtime too")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rows", type=Path, default=ROWS, help="a line for each draw; an interrupted run goes on")
+    parser.add_argument("--keep", action="store_true", help="keep rows that other code has made")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    code = fingerprint()
+    held = held_rows(arguments.rows, code, arguments.keep)
+    seeds = range(arguments.seed, arguments.seed + arguments.draws)
+    wanted = {seed: seed < arguments.seed + arguments.onnx for seed in seeds}
+    jobs = [(seed, onnx) for seed, onnx in wanted.items() if seed not in held or (onnx and "onnx" not in held[seed])]
+    arguments.rows.parent.mkdir(parents=True, exist_ok=True)
+    # Python's own start: a fork of a process that has run torch may hang.
+    context = multiprocessing.get_context("spawn")
+    with arguments.rows.open("a", encoding="utf-8") as file, context.Pool(arguments.workers) as pool:
+        for row in tqdm(pool.imap_unordered(rows_of, jobs), total=len(jobs)):
+            held[row["seed"]] = row
+            print(json.dumps({**row, "code": code}), file=file, flush=True)
+    rows = [held[seed] for seed in seeds]
+    before = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else {}
+    found = {
+        "what": "networks drawn by seed, seven methods each, against the definition of tests/random_networks",
+        "machine": machine(),
+        "seeds": [arguments.seed, arguments.seed + arguments.draws - 1],
+        "float64, eager": summary(rows, "eager"),
+        "float32, ONNX Runtime": summary(rows, "onnx"),
+        "found and mended on the way": before.get("found and mended on the way", []),
+    }
+    write_json(arguments.out, found, ensure_ascii=False)
+    for where in ("float64, eager", "float32, ONNX Runtime"):
+        print(where, found[where]["outcomes"])
+
+
+if __name__ == "__main__":
+    main()
