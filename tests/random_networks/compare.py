@@ -32,7 +32,9 @@ class Outcome:
 def define(drawn: Draw) -> Definition:
     """Return the definition of a drawn network on its clip."""
     low, high = (torch.from_numpy(bound) for bound in drawn.model.spec.bounds())
-    return Definition(drawn.model, drawn.clip, low, high)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Definition(drawn.model, drawn.clip, low, high)
 
 
 def relative_error(found: torch.Tensor, true: torch.Tensor) -> float:

@@ -7,6 +7,7 @@ branches side by side, pools, usual heads. Others have one to three ``kinds`` be
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None) -> Draw:
     if kinds is None:
         number = 0 if chance.random() < PLAIN_SHARE else chance.choice((1, 1, 1, 2, 2, 3))
         kinds = tuple(sorted(chance.sample(KINDS, number)))
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of "same" padding with even kernels, and of the old weight_norm
         torch.manual_seed(seed)
         builder = _Builder(chance, kinds)
         clip = builder.clip()

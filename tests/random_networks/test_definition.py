@@ -23,10 +23,12 @@ from zennit.composites import (
 )
 from zennit.rules import Norm, Pass, ZBox, ZPlus
 
-from random_networks import blocks
+from random_networks import blocks, rules
 from random_networks.compare import define, relative_error
 from random_networks.definition import METHODS, Definition
-from random_networks.grammar import KINDS, draw
+from random_networks.grammar import draw
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 LOW = torch.tensor([-1.5, -1.2, -1.0]).double().reshape(1, 3, 1, 1, 1)
 HIGH = torch.tensor([1.0, 1.4, 2.0]).double().reshape(1, 3, 1, 1, 1)
@@ -125,23 +127,38 @@ def test_gradcam_equals_its_formula():
     assert relative_error(defined, (cam / 3).expand(1, 3, 5, 13, 13)) < 1e-12
 
 
-@pytest.mark.parametrize("kind", ["", *KINDS])
-def test_dtd_sums_to_one(kind):
-    """Without biases and shifts no unit is active by them alone, and relevance is conserved but for what ε takes."""
-    drawn = draw(5, (kind,) if kind else ())
+def test_dtd_is_conserved(monkeypatch):
+    """Without biases and shifts no unit is active by them alone; what is left for ε to take is made small."""
+    monkeypatch.setattr(rules, "EPSILON", 1e-13)
+    definition = Definition(without_shifts(sequential(norm(4))), clip(), LOW, HIGH)
+    top = int(definition.logits.argmax())  # whose logit has what speaks for it
+    assert float(definition.explain("dtd", top).sum()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["broadcast sum", "functional pool", "Gate", "scaled in forward", "two stems"])
+def test_nothing_is_counted_twice(kind, monkeypatch):
+    """In a residual branch a negative sum may have nothing that pulls up, and loses its share: a few percent."""
+    monkeypatch.setattr(rules, "EPSILON", 1e-13)
+    drawn = draw(8, (kind,))
+    without_shifts(drawn.model)
+    definition = define(drawn)
+    top = int(definition.logits.argmax())
+    assert float(definition.explain("dtd", top).sum()) == pytest.approx(1, abs=0.05)
+
+
+def without_shifts(model):
     with torch.no_grad():
-        for name, values in (*drawn.model.named_parameters(), *drawn.model.named_buffers()):
+        for name, values in (*model.named_parameters(), *model.named_buffers()):
             if name.endswith(("bias", "running_mean")):
                 values.zero_()
-    definition = define(drawn)
-    top = int(definition.logits.argmax())  # whose logit has what speaks for it
-    assert float(definition.explain("dtd", top).sum()) == pytest.approx(1, abs=2e-3)
+    return model
 
 
 def twin(first, second):
     """Return the definition's maps of two ways to write one network, for all methods that have rules."""
+    one, other = (Definition(*network) for network in (first, second))
     for method in METHODS[:5]:
-        yield tuple(Definition(net, x, low, high).explain(method, TARGET) for net, x, low, high in (first, second))
+        yield one.explain(method, TARGET), other.explain(method, TARGET)
 
 
 def test_a_merged_batch_norm_is_one_merged_by_hand():
@@ -187,7 +204,7 @@ def test_functions_are_what_modules_are():
 
 
 def test_logits_are_the_networks():
-    for seed in range(0, 40, 5):
+    for seed in range(0, 40, 10):
         drawn = draw(seed)
         with torch.no_grad():
             assert torch.equal(define(drawn).logits, drawn.model(drawn.clip))
