@@ -17,7 +17,7 @@ from zennit.attribution import Attributor
 
 from selrel_kernels import reference
 
-from .attribution import build_method
+from .attribution.foreign import Method, as_attributor
 from .clip import ClipSpec
 from .errors import InputError
 from .files import atomic_path
@@ -186,7 +186,7 @@ def shipped_for(model: str) -> list[str]:
 
 def calibrate(
     model: nn.Module,
-    method: str | Attributor = "dtd",
+    method: Method = "dtd",
     stills: Stills | None = None,
     *,
     alphas: Sequence[float] = ALPHAS,
@@ -200,16 +200,14 @@ def calibrate(
     quantile of all its voxels over all clips: the least value that at most a share alpha exceeds. It is exact, no
     value is binned or left out; a share max(alpha) of all values is held in memory.
 
-    ``method`` is a name of ``METHODS``, built with ``options``, or an attributor of ``build_method``. Without
+    ``method`` is what ``explain`` takes. Without
     ``stills``, synthetic ones. ``progress`` wraps the loop over all clips.
 
     Raises InputError for an alpha outside (0, 0.5), too few clips for the smallest alpha, and what ``explain`` refuses.
     """
     for alpha in alphas:
         check_alpha(alpha)
-    if isinstance(method, Attributor) and options:
-        raise InputError(f"options ({', '.join(sorted(options))}) go with a method's name, not with a built attributor")
-    attributor = method if isinstance(method, Attributor) else build_method(method, model, **options)
+    attributor = as_attributor(method, model, options)
     made_for = RelevanceSource.of(attributor)
     spec: ClipSpec = model.spec  # type: ignore[assignment]
     stills = stills or synthetic_stills(spec, CLIPS, CLIPS)

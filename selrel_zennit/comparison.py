@@ -14,8 +14,8 @@ from .explanation import Explanation, FloatArray
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from zennit.attribution import Attributor
 
+    from .attribution.foreign import Method
     from .attribution.target import Target
     from .selection import Selection
 
@@ -78,7 +78,7 @@ class Versus:
 def versus(
     model: nn.Module,
     clip: torch.Tensor,
-    method: str | Attributor = "dtd",
+    method: Method = "dtd",
     target: Target = "top1",
     other: Target = RUNNER_UP,
     *,
@@ -91,13 +91,12 @@ def versus(
     arguments and the errors are those of ``explain``. A method that samples draws the same for both classes, as far as
     its own seed says so.
     """
-    from .attribution import build_method
+    from .attribution.foreign import as_attributor
     from .pipeline import explain
 
-    if isinstance(method, str):
-        # One attributor, so that what is built once (composites, boxes) is the same for both classes.
-        method, options = build_method(method, model, **options), {}
-    first = explain(model, clip, method, target, selection=selection, **options)
+    # One attributor, so that what is built once (composites, boxes) is the same for both classes.
+    method = as_attributor(method, model, options)
+    first = explain(model, clip, method, target, selection=selection)
     if isinstance(other, str) and other == RUNNER_UP:
         other = runner_up(first.logits, first.target).tolist()
     return Versus(first, explain(model, clip, method, other, selection=selection))

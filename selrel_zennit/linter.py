@@ -19,8 +19,10 @@ from zennit.core import Hook
 from zennit.rules import Pass, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 from zennit.types import BatchNorm, Linear
 
-from .attribution import METHODS, Contrastive, ExcitationBackprop, GradientXInput, build_method, one_hot
+from .attribution import METHODS, Contrastive, ExcitationBackprop, GradientXInput, one_hot
+from .attribution.foreign import Adapted, Method, as_attributor
 from .attribution.guided import GuidedReLU
+from .attribution.provenance import label
 from .clip import ClipSpec
 from .composites import DTD
 from .errors import InputError
@@ -29,7 +31,7 @@ from .lint_watch import PROBABILITIES, Finding, Flow, Watch
 THRESHOLD = 0.01
 
 # Attributors that hand on something else than their composite's relevance, and rules that change the gradient alone.
-_OTHER_ATTRIBUTORS = (GradientXInput, IntegratedGradients, Occlusion, SmoothGrad)
+_OTHER_ATTRIBUTORS = (Adapted, GradientXInput, IntegratedGradients, Occlusion, SmoothGrad)
 _OTHER_RULES = (GuidedReLU, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
 
 
@@ -67,7 +69,7 @@ class LintReport:
 
 def lint(
     model: nn.Module,
-    method: str | Attributor = "dtd",
+    method: Method = "dtd",
     clip: torch.Tensor | None = None,
     *,
     threshold: float = THRESHOLD,
@@ -76,16 +78,17 @@ def lint(
     """Explain one clip's top class and follow relevance from the logits to the clip.
 
     ``clip`` is [1,3,T,H,W] in model units, by default noise within the bounds of ``model.spec``. ``method`` is a name
-    of ``METHODS`` whose rules conserve relevance (DTD, LRP, excitation backprop), built with ``options``, or an
-    attributor. ``threshold`` is the share of the relevance that a module may lose or add before it is named.
+    of ``METHODS`` whose rules conserve relevance (DTD, LRP, excitation backprop), built with ``options``, an
+    attributor, or a composite. ``threshold`` is the share of the relevance that a module may lose or add before it is
+    named.
 
     Raises InputError for a method without such rules, for a contrast, whose relevance sums to 0, and for what the
     attributor refuses.
     """
     if not 0 < threshold < 1:
         raise InputError(f"threshold is a share of the relevance and must lie in (0, 1), got {threshold!r}")
-    attributor = method if isinstance(method, Attributor) else build_method(method, model, **options)
-    name = str(getattr(attributor, "info", {}).get("method") or type(attributor).__name__)
+    attributor = as_attributor(method, model, options)
+    name = label(attributor.info)
     _check_method(attributor, model, name)
     clip = _noise(model) if clip is None else clip
 

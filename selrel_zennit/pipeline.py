@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from zennit.attribution import Attributor
 
-from .attribution import build_method, one_hot, resolve_target
+from .attribution import one_hot, resolve_target
+from .attribution.foreign import Method, as_attributor
 from .attribution.target import Target
 from .clip import ClipSpec, Frames
 from .cutting import CutClip, cut, describe_source, freeze
 from .errors import InputError
 from .explanation import Explanation, MotionShare, joined
 from .outputs import ClipExplanations
-from .selection import CalibratedSelection, MotionSelection, Selection, Selective
+from .selection import CalibratedSelection, MotionSelection, Selection
 
 Seconds = dict[str, float]
 
@@ -28,7 +29,7 @@ Seconds = dict[str, float]
 def explain(
     model: nn.Module,
     clip: torch.Tensor,
-    method: str | Attributor = "dtd",
+    method: Method = "dtd",
     target: Target = "top1",
     *,
     selection: Selection | None = None,
@@ -38,15 +39,15 @@ def explain(
     """Explain a batch of clips: logits, relevance and motion relevance.
 
     ``clip`` is [B,3,T,H,W] in model units (``model.spec.clip(frames)``). ``method`` is a name of ``METHODS``, built
-    with ``options``, or an attributor of ``model``. ``target`` is "top1", an index, a class name, or one index per
-    clip; the initial relevance is 1 for it. ``selection`` is n·σ with the default settings where it is not given, or
-    one of a ``Calibration`` of this model and method.
+    with ``options``, an attributor of ``model``, Zennit's own too, or a Zennit composite. ``target`` is "top1", an
+    index, a class name, or one index per clip; the initial relevance is 1 for it. ``selection`` is n·σ with the default
+    settings where it is not given, or one of a ``Calibration`` of this model and method.
     ``seconds``, a dict, is filled with the time of ``forward_backward`` and ``select``.
 
     Raises InputError for a clip or target that does not fit the model, an unknown method, a selection calibrated for
     another model or method, and a network whose logits or relevance are not finite.
     """
-    attributor = _attributor(method, model, options)
+    attributor = as_attributor(method, model, options)
     selection = _fitting(selection, attributor)
     return _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds)
 
@@ -54,14 +55,6 @@ def explain(
 def device_of(model: nn.Module) -> torch.device:
     """Return where the network's parameters lie; the CPU for one without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _attributor(method: str | Attributor, model: nn.Module, options: dict[str, Any]) -> Attributor:
-    if isinstance(method, Selective):
-        raise InputError("pass the inner attributor and selection=…: explain selects by itself")
-    if isinstance(method, Attributor) and options:
-        raise InputError(f"options ({', '.join(sorted(options))}) go with a method's name, not with a built attributor")
-    return method if isinstance(method, Attributor) else build_method(method, model, **options)
 
 
 def _fitting(selection: Selection | None, attributor: Attributor) -> Selection:
@@ -112,7 +105,7 @@ def _explain(
 def explain_video(
     model: nn.Module,
     source: str | Path | Frames,
-    method: str | Attributor = "dtd",
+    method: Method = "dtd",
     target: Target = "top1",
     *,
     selection: Selection | None = None,
@@ -132,7 +125,7 @@ def explain_video(
     Raises InputError for a video that cannot be read or has fewer than 2 frames from ``start`` on; see also explain.
     """
     spec: ClipSpec = model.spec  # type: ignore[assignment]
-    attributor = _attributor(method, model, options)
+    attributor = as_attributor(method, model, options)
     selection = _fitting(selection, attributor)
     device = device_of(model)
     notes, rate = describe_source(source, spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +13,8 @@ from torch import nn
 from zennit.attribution import Attributor
 
 from .attribution import METHODS
+from .attribution.foreign import as_attributor
+from .attribution.provenance import UNKNOWN, described, label, resolved_options
 from .errors import InputError
 
 
@@ -49,21 +50,24 @@ class RelevanceSource:
 
     @classmethod
     def of(cls, attributor: Attributor) -> RelevanceSource:
-        """Return whose relevance an attributor of ``build_method`` gives.
+        """Return whose relevance an attributor gives; one that no method's name stands for is known by its composite.
 
-        Raises InputError for another attributor, which does not say what it is.
+        Raises InputError for a model without a ClipSpec, and where two composites or options could not be told apart.
         """
-        info = getattr(attributor, "info", {})
-        if info.get("method") not in METHODS or info.get("clip_spec") is None:
+        attributor = as_attributor(attributor, attributor.model)
+        info = attributor.info
+        if info["clip_spec"] is None:
+            raise InputError("calibrated thresholds are for one kind of clips: set model.spec = ClipSpec(…)")
+        if info["method"] in METHODS:
+            options = resolved_options(METHODS[info["method"]].build, info["options"])
+        else:
+            options = {**info["options"], "composite": described(attributor.composite, exact=True)}
+        text = json.dumps(described(options))
+        if "<lambda>" in text or "<locals>" in text or UNKNOWN in text:
             raise InputError(
-                "calibrated thresholds need to know model and method: make the attributor with build_method, "
-                "of a model that has a ClipSpec"
+                f"{label(info)} has options that cannot be told from others: give functions that have a name"
             )
-        try:
-            options = json.loads(json.dumps(_all_options(info["method"], info["options"])))
-        except TypeError as error:
-            raise InputError(f"{info['method']} with these options cannot be calibrated: {error}") from None
-        return cls(info["model"], _weights(info, attributor.model), info["method"], options, info["clip_spec"])
+        return cls(info["model"], _weights(info, attributor.model), label(info), json.loads(text), info["clip_spec"])
 
     def difference(self, other: RelevanceSource) -> str | None:
         """Say in which field another source differs first, and how; None where it is the same."""
@@ -76,12 +80,6 @@ class RelevanceSource:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
         return asdict(self)
-
-
-def _all_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    # A default that changes in a later version must not pass for the old one.
-    parameters = list(inspect.signature(METHODS[method].build).parameters.values())[1:]
-    return {parameter.name: given.get(parameter.name, parameter.default) for parameter in parameters}
 
 
 def _without_none(value: Any) -> Any:

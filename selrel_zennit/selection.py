@@ -12,8 +12,8 @@ from zennit.attribution import Attributor
 
 from selrel_kernels.ops import check_settings, check_thresholds, select_motion
 
-from .attribution import VideoAttributor
 from .attribution.base import AttrOutput
+from .attribution.foreign import as_attributor
 from .errors import InputError
 from .presets import SETTINGS
 from .relevance_source import RelevanceSource
@@ -140,13 +140,14 @@ class Selective(Attributor):
     >>> with Selective(attributor, MotionSelection(n_sigma=4)) as selective:
     ...     logits, motion_relevance = selective(clip, one_hot(target, num_classes))
 
-    ``attributor`` is any Zennit attributor whose attribution is [B,C,T,H,W]; with a calibrated selection, one of
-    ``build_method``. Raises InputError for one that selects already, or that the selection was not calibrated for.
+    ``attributor`` is any Zennit attributor whose attribution is [B,C,T,H,W]; see as_attributor. Raises InputError for
+    one that selects already, or that the selection was not calibrated for.
     """
 
     def __init__(self, attributor: Attributor, selection: Selection | None = None) -> None:
         if isinstance(attributor, Selective):
             raise InputError("the attributor selects already: pass Selective(…) or a selection, not both")
+        attributor = as_attributor(attributor, attributor.model)
         if isinstance(selection, CalibratedSelection):
             selection.check(attributor)
         super().__init__(attributor.model, attributor.composite)
@@ -156,8 +157,7 @@ class Selective(Attributor):
     @property
     def info(self) -> dict[str, Any]:
         """What the inner attributor is, and the settings of the selection."""
-        inner = self.attributor.info if isinstance(self.attributor, VideoAttributor) else {}
-        return {**inner, "selection": asdict(self.selection)}
+        return {**self.attributor.info, "selection": asdict(self.selection)}
 
     def __enter__(self) -> Selective:
         self.attributor.__enter__()

@@ -32,7 +32,19 @@ from .frames_input import FramesToClip
 from .onnx_file import OPSET, Replayed, constant_bytes, to_onnx, write_models
 from .split import split_model
 
-INFO = ("method", "options", "model", "weights", "weights_sha256", "clip_spec", "class_names", "warning", "layout")
+INFO = (
+    "method",
+    "options",
+    "attributor",
+    "composite",
+    "model",
+    "weights",
+    "weights_sha256",
+    "clip_spec",
+    "class_names",
+    "warning",
+    "layout",
+)
 # Protobuf holds 2 GiB; some of it is structure.
 _LARGEST = 2_000_000_000
 

@@ -12,6 +12,7 @@ from zennit.attribution import Attributor
 
 from ..composites import release_hooks
 from ..errors import InputError
+from .completion import completed
 from .convolution import FastConvolutions
 from .fit import check_devices, check_mode, named_faults
 from .record import Recorder
@@ -27,6 +28,8 @@ class VideoAttributor(Attributor):
     mode. After a call, also one that raised, the hooks hold no tensors; on leaving the ``with`` block every module has
     the very parameters it had before (Zennit 1.0 puts new ones in their place) and no hooks.
 
+    ``composite`` is any of Zennit's; what it lacks on video networks is added, see Completed.
+
     ``info`` says what the attributor is; ``build_method`` fills it in. ``records`` is False for methods without one
     backward pass that relevance at a layer could be read from. ``fast_convolutions`` is True for methods that run
     convolutions by FastConvolutions; the others take torch's kernels, so that they equal Zennit's to the last bit.
@@ -36,6 +39,8 @@ class VideoAttributor(Attributor):
     fast_convolutions: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, composite: Any = None, attr_output: AttrOutput = None) -> None:
+        if composite is not None:
+            composite = completed(composite, model)
         super().__init__(model=model, composite=composite, attr_output=attr_output)
         self.info: dict[str, Any] = {}
         self._parameters_before: list[tuple[nn.Module, dict[str, Any]]] = []
@@ -88,9 +93,11 @@ class VideoAttributor(Attributor):
             # A tensor made under inference mode cannot be differentiated; its clone can.
             input = input.clone() if input.is_inference() else input.detach()
             try:
+                # Registered before anything watches: canonizers run the network too.
                 with (
                     named_faults(self.model),
-                    self._recorder or nullcontext(),
+                    nullcontext() if self.composite is None or self.composite.handles else self,
+                    self._recorder.on(self.model) if self._recorder else nullcontext(),
                     FastConvolutions() if self.fast_convolutions else nullcontext(),
                 ):
                     output, attribution = super().__call__(input, attr_output)

@@ -7,19 +7,25 @@ from typing import Any
 
 import torch
 from torch import nn
+from zennit.attribution import Attributor
+from zennit.composites import COMPOSITES
+from zennit.core import Composite
 
-from ..clip import ClipSpec
 from ..errors import InputError
 from ..text import close_names
 from .base import VideoAttributor
 from .fit import check_network, check_rules
+from .provenance import provenance, resolved_options
 from .table import METHODS
 
 
 def build_method(
-    name: str, model: nn.Module, /, *, record: str | Iterable[str] = (), **options: Any
+    method: str | Attributor | Composite, model: nn.Module, /, *, record: str | Iterable[str] = (), **options: Any
 ) -> VideoAttributor:
-    """Return the attributor of method ``name`` for ``model``, with ``.info`` saying what it is.
+    """Return the attributor of ``method`` for ``model``, with ``.info`` saying what it is.
+
+    ``method`` is a name of ``METHODS``, built with ``options``, or one of Zennit's own objects: a composite, or an
+    attributor of ``model``; see as_attributor.
 
     ``record`` names modules: after a call, ``attributor.recorded[name]`` is the relevance at that module's output, per
     channel and time step ([B,C,T,H,W] at a convolution). For LRP it is the relevance that reaches the output, for the
@@ -29,8 +35,25 @@ def build_method(
     the network, for a model in training mode, where dropout and batch norm would explain something else than what
     the network says, for one in half precision, and for one that the method does not fit.
     """
+    # Constants made under inference mode (the bounds of z^B, say) could not be differentiated later.
+    with torch.inference_mode(False):
+        if isinstance(method, str):
+            attributor = _build(method, model, options)
+        else:
+            from .foreign import as_attributor
+
+            attributor = as_attributor(method, model, options)
+    if record:
+        attributor.record_at(record)
+    return attributor
+
+
+def _build(name: str, model: nn.Module, options: dict[str, Any]) -> VideoAttributor:
     if name not in METHODS:
-        raise InputError(f"no method named {name!r}{close_names(name, METHODS)}; there are {', '.join(METHODS)}")
+        composite = f"; the composite {name!r} is passed as an object" if name in COMPOSITES else ""
+        raise InputError(
+            f"no method named {name!r}{close_names(name, METHODS)}; there are {', '.join(METHODS)}{composite}"
+        )
     entry = METHODS[name]
     unknown = sorted(set(options) - set(entry.options))
     if unknown:
@@ -41,19 +64,6 @@ def build_method(
     check_network(model)
     if entry.rules:
         check_rules(name, model)
-    # Constants made under inference mode (the bounds of z^B, say) could not be differentiated later.
-    with torch.inference_mode(False):
-        attributor = entry.build(model, **options)
-    if record:
-        attributor.record_at(record)
-    provenance = getattr(model, "provenance", {})
-    spec = getattr(model, "spec", None)
-    attributor.info = {
-        "method": name,
-        "options": options,
-        "model": provenance.get("model", type(model).__name__),
-        "weights": provenance.get("weights"),
-        "weights_sha256": provenance.get("sha256"),
-        "clip_spec": spec.to_dict() if isinstance(spec, ClipSpec) else None,
-    }
+    attributor = entry.build(model, **options)
+    attributor.info = provenance(attributor, model, name, resolved_options(entry.build, options))
     return attributor

@@ -60,7 +60,7 @@ def test_all_options_together(tmp_path, capsys):
     artifact = read_artifact(out)
     assert artifact.split
     assert artifact.frames_shape == (2, 8, 20, 24, 3)
-    assert artifact.info["options"] == {"epsilon": 1e-4}
+    assert artifact.info["options"] == {"epsilon": 1e-4, "zero_params": None, "gamma": None}
     assert sr.MotionSelection(**artifact.selection) == sr.MotionSelection.preset("paper", n_sigma=2.5)
     golden = artifact.golden()["frames"]
     assert golden.shape[:2] == (4, 2)

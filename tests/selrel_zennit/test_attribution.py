@@ -284,7 +284,7 @@ def test_info_says_what_the_attributor_is():
     model = sr.load_model("c3d", weights="random", num_classes=3)
     info = sr.build_method("gradcam", model, layer="relu4b").info
     assert info["method"] == "gradcam"
-    assert info["options"] == {"layer": "relu4b"}
+    assert info["options"] == {"layer": "relu4b", "pool": "volume"}
     assert info["model"] == "c3d"
     assert info["weights"] == "random seed 0"
     assert sr.ClipSpec.from_dict(info["clip_spec"]) == model.spec

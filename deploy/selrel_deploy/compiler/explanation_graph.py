@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils._pytree import tree_map_only
 from zennit.attribution import Attributor
 
+from selrel_zennit.attribution.foreign import Method, as_attributor
 from selrel_zennit.errors import InputError
 from selrel_zennit.selection import CalibratedSelection, MotionSelection, Selection, Selective
 
@@ -139,15 +140,21 @@ class ExplanationGraph:
 
 @without_code
 def compile_explanation(
-    attributor: Attributor, clip: torch.Tensor, selection: Selection | None = None, precision: str = "fp32"
+    attributor: Method,
+    clip: torch.Tensor,
+    selection: Selection | None = None,
+    precision: str = "fp32",
+    *,
+    model: nn.Module | None = None,
 ) -> ExplanationGraph:
     """Turn a Zennit attributor into one static graph: same values, no hooks, no autograd, no Zennit.
 
-    ``clip`` is an example [B,3,T,H,W] of the shape and dtype to compile for; its values do not matter. ``selection``
-    (default: MotionSelection(); a CalibratedSelection too) becomes part of the graph; of a Selective attributor it is
-    the attributor's own. ``precision`` is one of ``precisions.PRECISIONS``, in all of which clip and outputs are
-    float32; with "fp32" the graph's arithmetic has the clip's dtype. The model is left as it was, and changing it later
-    changes no graph.
+    ``attributor`` may also be a Zennit composite, or the name of a method, for ``model``. ``clip`` is an example
+    [B,3,T,H,W] of the shape and dtype to compile for; its values do not matter. ``selection`` (default:
+    MotionSelection(); a CalibratedSelection too) becomes part of the graph; of a Selective attributor it is the
+    attributor's own. ``precision`` is one of ``precisions.PRECISIONS``, in all of which clip and outputs are float32;
+    with "fp32" the graph's arithmetic has the clip's dtype. The model is left as it was, and changing it later changes
+    no graph.
 
     Raises InputError for a Selective attributor together with ``selection``, thresholds that were calibrated for
     another method or model, a model in training mode, an unknown precision, one that the method cannot have (int8
@@ -161,6 +168,11 @@ def compile_explanation(
         if selection is not None:
             raise InputError("the attributor selects already: pass Selective(…) or a selection, not both")
         attributor, selection = attributor.attributor, attributor.selection
+    if isinstance(attributor, Attributor):
+        model = attributor.model if model is None else model
+    elif model is None:
+        raise InputError("a composite and a method's name are for a network: give model=…")
+    attributor = as_attributor(attributor, model)
     if any(module.training for module in attributor.model.modules()):
         raise InputError("the model is in training mode: call model.eval() before compiling its explanation")
     if clip.ndim != 5:
