@@ -18,25 +18,26 @@ from ..errors import InputError
 from ..text import close_names
 from .fit import check_rules
 
-# Rules that change a gradient at ReLUs, and hand on no relevance that a sum could share.
-GRADIENT_RULES = (ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
-
 
 class Completed(MixedComposite):
     """A composite with what it lacks on video networks; itself it is neither changed nor registered.
 
     Where its rules hand down relevance, VideoCanonizer is added, unless it is there, and sums that it gives no rule
-    take Zennit's Norm. Canonizers of its own run first. Zennit's merges of batch norms are left out: VideoCanonizer
-    merges by what the network computes, not by the order of registration, and nothing is merged twice.
+    take Zennit's Norm; where they change gradients at ReLUs, ReLUs that are no modules are refused. Canonizers of its
+    own run first. Zennit's merges of batch norms are left out: VideoCanonizer merges by what the network computes, not
+    by the order of registration, and nothing is merged twice.
     """
 
     def __init__(self, composite: Composite, rules: bool) -> None:
+        from .guided import RefuseOtherReLUs
+
         added = [LayerMapComposite([(Sum, Norm())])] if rules else []
         super().__init__([composite, *added])
         self.completed = composite
         self.canonizers = _without_merges(composite.canonizers)
-        if rules and not any(isinstance(one, VideoCanonizer) for one in self.canonizers):
-            self.canonizers.append(VideoCanonizer())
+        needed = VideoCanonizer if rules else RefuseOtherReLUs
+        if not _has(composite, needed):
+            self.canonizers.append(needed())
 
 
 def completed(composite: Composite, model: nn.Module) -> Composite:
@@ -45,6 +46,8 @@ def completed(composite: Composite, model: nn.Module) -> Composite:
     Raises InputError for a composite that is registered on a network already, gives no module of ``model`` a rule,
     names modules that do not exist, or has no rule for kinds of layers that no gradient stands in for.
     """
+    from .guided import GuidedReLU
+
     name = type(composite).__name__
     if composite.handles:
         raise InputError(f"{name} is registered on a network: leave its with block, or call its remove(), first")
@@ -57,14 +60,39 @@ def completed(composite: Composite, model: nn.Module) -> Composite:
             given[module] = rule
     if not given and not composite.canonizers:
         raise InputError(f"{name} gives no module of the network a rule, so that its relevance would be the gradient")
-    merges = len(_without_merges(composite.canonizers)) != len(composite.canonizers)
-    if all(isinstance(rule, GRADIENT_RULES) or type(rule).__name__ == "GuidedReLU" for rule in given.values()):
-        return Completed(composite, rules=False) if merges else composite
-    if not any(isinstance(one, AttentionCanonizer) for one in composite.canonizers):
+    # Rules that change a gradient, and hand on no relevance that a sum could share.
+    gradients = (GuidedReLU, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
+    if given and all(isinstance(rule, gradients) for rule in given.values()):
+        return _guided(composite, model, given)
+    if not _has(composite, AttentionCanonizer):
         check_rules(name, model, given)
-    canonized = any(isinstance(one, VideoCanonizer) for one in composite.canonizers)
     summed = composite.module_map(context, "canonizer_sum_0.sum", Sum()) is not None
-    return composite if canonized and summed and not merges else Completed(composite, rules=True)
+    if summed and _has(composite, VideoCanonizer) and not _has(composite, MergeBatchNorm):
+        return composite
+    return Completed(composite, rules=True)
+
+
+def _guided(composite: Composite, model: nn.Module, given: dict[nn.Module, Hook]) -> Composite:
+    from .guided import RELUS, RefuseOtherReLUs
+
+    for path, module in model.named_modules():
+        if isinstance(module, RELUS) and module not in given:
+            raise InputError(
+                f"{type(composite).__name__} has no rule for {type(module).__name__} ({path}), and its map would be "
+                "the plain gradient there: give it one"
+            )
+    complete = _has(composite, RefuseOtherReLUs) and not _has(composite, MergeBatchNorm)
+    return composite if complete else Completed(composite, rules=False)
+
+
+def _has(composite: Composite, kind: type) -> bool:
+    """Say whether one of a composite's canonizers, those inside others too, is of this kind."""
+    canonizers = list(composite.canonizers)
+    for one in canonizers:
+        if isinstance(one, kind):
+            return True
+        canonizers += getattr(one, "canonizers", ())
+    return False
 
 
 def _without_merges(canonizers: list[Canonizer]) -> list[Canonizer]:

@@ -160,6 +160,9 @@ def _tensor(value: torch.Tensor) -> Any:
 
 
 def _name(value: Any) -> str:
+    name: str = value.__name__
+    if getattr(torch, name, None) is value:
+        return f"torch.{name}"
     return f"{value.__module__}.{value.__qualname__}"
 
 
