@@ -31,7 +31,7 @@ from .lint_watch import PROBABILITIES, Finding, Flow, Watch
 THRESHOLD = 0.01
 
 # Attributors that hand on something else than their composite's relevance, and rules that change the gradient alone.
-_OTHER_ATTRIBUTORS = (Adapted, GradientXInput, IntegratedGradients, Occlusion, SmoothGrad)
+_OTHER_ATTRIBUTORS = (GradientXInput, IntegratedGradients, Occlusion, SmoothGrad)
 _OTHER_RULES = (GuidedReLU, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
 
 
@@ -150,7 +150,8 @@ def _short(func: Any) -> str:
 def _check_method(attributor: Attributor, model: nn.Module, name: str) -> None:
     """Raise InputError for an attributor whose relevance is not what its composite's rules conserve."""
     known = METHODS.get(name)
-    conserves = attributor.composite is not None and not isinstance(attributor, _OTHER_ATTRIBUTORS)
+    inner = attributor.inner if isinstance(attributor, Adapted) else attributor
+    conserves = attributor.composite is not None and not isinstance(inner, _OTHER_ATTRIBUTORS)
     if (known is not None and not known.rules) or not conserves or _changes_gradients(attributor, model):
         takes = [key for key, entry in METHODS.items() if entry.rules and key != "dtd_contrastive"]
         raise InputError(f"{name} places no rules that conserve relevance: lint takes {', '.join(takes)}")

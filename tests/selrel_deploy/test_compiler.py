@@ -264,7 +264,8 @@ def test_a_graph_refuses_what_it_was_not_made_for():
     for wrong in (torch.tensor([4]), torch.tensor([-2]), torch.tensor([0.0]), torch.tensor(0)):
         with pytest.raises(sr.InputError, match="target must"):
             graph(clip, wrong)
-    assert graph.info == {}
+    assert graph.info["method"] is None
+    assert graph.info["attributor"] == "zennit.attribution.Gradient"
 
 
 def test_every_node_knows_its_module():

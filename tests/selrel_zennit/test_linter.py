@@ -338,15 +338,22 @@ class Against(Gradient):
     ("build", "message"),
     [
         (lambda model: Gradient(model), "Gradient places no rules that conserve"),
-        (lambda model: Gradient(model, GuidedBackprop()), "Gradient places no rules that conserve"),
-        (lambda model: SmoothGrad(model, composite=EpsilonPlus()), "SmoothGrad places no rules that conserve"),
-        (lambda model: Against(model, EpsilonPlus()), "relevance of Against sums to 0, .*: lint its composite with"),
+        (lambda model: Gradient(model, GuidedBackprop()), "GuidedBackprop places no rules that conserve"),
+        (
+            lambda model: SmoothGrad(model, composite=EpsilonPlus()),
+            "SmoothGrad of EpsilonPlus places no rules",
+        ),
+        (
+            lambda model: Against(model, EpsilonPlus()),
+            "Against of EpsilonPlus sums to 0, .*: lint its composite with",
+        ),
         (lambda model: sr.build_method("dtd_contrastive", model), "lint dtd, which has its rules"),
     ],
 )
 def test_attributors_that_do_not_conserve(build, message):
+    model = network(Sound)
     with pytest.raises(sr.InputError, match=message) as caught:
-        lint(network(Sound), build(network(Sound)))
+        lint(model, build(model))
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,505 @@
+"""Zennit's own attributors and composites, wherever a method's name is taken: held against Zennit by hand, float64."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from zennit.attribution import Attributor, IntegratedGradients, Occlusion, SmoothGrad
+from zennit.attribution import Gradient as ZennitGradient
+from zennit.canonizers import CompositeCanonizer, NamedMergeBatchNorm, SequentialMergeBatchNorm
+from zennit.composites import (
+    COMPOSITES,
+    EpsilonAlpha2Beta1,
+    EpsilonGammaBox,
+    EpsilonPlus,
+    EpsilonPlusFlat,
+    ExcitationBackprop,
+    GuidedBackprop,
+    LayerMapComposite,
+    MixedComposite,
+    NameLayerMapComposite,
+    NameMapComposite,
+)
+from zennit.core import Composite
+from zennit.layer import Sum
+from zennit.rules import Epsilon, Flat, Gamma, Norm, Pass, ZBox, ZPlus
+from zennit.types import Activation, AvgPool, Convolution, Linear
+
+import selrel_zennit as sr
+from networks import snapshot
+from residual import by_hand, residual
+from selrel_zennit.attribution import Gradient, VideoAttributor
+from selrel_zennit.attribution.guided import RefuseOtherReLUs
+from selrel_zennit.canonizers import VideoCanonizer
+from selrel_zennit.linter import lint
+from selrel_zennit.pipeline import explain_video
+from selrel_zennit.stills import Stills
+
+TARGET = 3
+HOT = sr.one_hot([TARGET, TARGET], 5).double()
+RULES = [(Activation, Pass()), (AvgPool, Norm()), (Convolution, Gamma(0.5)), (Linear, Epsilon())]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return residual()
+
+
+@pytest.fixture(scope="module")
+def clip(model):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, *model.spec.shape, generator=generator, dtype=torch.float64)
+
+
+def attributed(attributor, clip, attr_output=HOT):
+    """What Zennit itself gives: relevance [B,T,H,W], channels summed."""
+    with attributor:
+        return attributor(clip.clone(), attr_output)[1].detach().sum(1).numpy()
+
+
+def close(relevance, expected, tolerance=1e-6):
+    """Explanations are float32."""
+    assert np.abs(expected).max() > 0
+    assert np.abs(relevance - expected).max() < tolerance * np.abs(expected).max()
+
+
+# --- attributors ---
+
+
+class TimesInput(ZennitGradient):
+    """A user's own subclass."""
+
+    def forward(self, input, attr_output_fn):
+        output, gradient = super().forward(input, attr_output_fn)
+        return output, gradient * input
+
+
+ATTRIBUTORS = {
+    "gradient": lambda model: ZennitGradient(model),
+    "composite": lambda model: ZennitGradient(model, EpsilonPlus()),
+    "smoothgrad": lambda model: SmoothGrad(model, noise_level=0.2, n_iter=3),
+    "smoothgrad of a composite": lambda model: SmoothGrad(model, EpsilonPlus(), n_iter=2),
+    "integrated": lambda model: IntegratedGradients(model, n_iter=3, baseline_fn=lambda clip: clip * 0.1),
+    "own": TimesInput,
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTORS)
+def test_an_attributor_explains_what_zennit_by_hand_does(name, model, clip):
+    before = snapshot(model, clip)
+    torch.manual_seed(0)
+    explanation = sr.explain(model, clip, ATTRIBUTORS[name](model), TARGET)
+    reference = ATTRIBUTORS[name](by_hand(model))
+    torch.manual_seed(0)
+    close(explanation.relevance, attributed(reference, clip))
+    assert np.allclose(explanation.logits, model(clip))
+    assert explanation.target.tolist() == [TARGET, TARGET]
+    assert snapshot(model, clip) == before
+
+
+def test_occlusion_explains_the_targets_logit(model, clip):
+    """Zennit's wants the output weighted, not the weights: with these alone it would count windows."""
+    options = {"window": (2, 4, 4), "stride": (2, 4, 4)}
+    explanation = sr.explain(model, clip, Occlusion(model, **options), TARGET)
+    expected = attributed(Occlusion(by_hand(model), **options), clip, lambda logits: logits * HOT)
+    close(explanation.relevance, expected)
+    assert len(np.unique(explanation.relevance[0])) > 4
+
+
+def test_one_class_is_explained_at_all_points(clip):
+    """The top class of the clip, not of each noisy copy, of which most have another."""
+    model, noise = residual(seed=3), {"noise_level": 0.3, "n_iter": 8}
+    top = sr.one_hot(int(model(clip[:1]).argmax()), 5).double()
+    reference = SmoothGrad(by_hand(model), **noise)
+    torch.manual_seed(0)
+    explanation = sr.explain(model, clip[:1], SmoothGrad(model, **noise))
+    torch.manual_seed(0)
+    close(explanation.relevance, attributed(reference, clip[:1], top))
+    sigma = 0.3 * (clip[0].max() - clip[0].min())
+    torch.manual_seed(0)
+    noisy = [int(model(clip[:1] + torch.randn_like(clip[:1]) * sigma).argmax()) for _ in range(7)]
+    assert noisy.count(int(explanation.target[0])) < 7
+
+
+@pytest.mark.parametrize("name", ATTRIBUTORS)
+def test_selective_selects_it(name, model, clip):
+    selection = sr.MotionSelection(n_sigma=1)
+    torch.manual_seed(0)
+    with sr.Selective(ATTRIBUTORS[name](model), selection) as selective:
+        logits, motion = selective(clip, HOT)
+    by_zennit = ATTRIBUTORS[name](by_hand(model))
+    torch.manual_seed(0)
+    with by_zennit as reference:
+        relevance = reference(clip.clone(), HOT)[1].detach()
+    expected = selection(relevance)[0]
+    assert torch.allclose(motion, expected, rtol=1e-7, atol=1e-12)
+    assert not motion.requires_grad
+    assert 0 < motion.count_nonzero() < motion.numel()
+    assert torch.allclose(logits, model(clip))
+    assert selective.info["model"] == "Residual"
+
+
+def test_without_an_output_attribution_its_own_holds(model, clip):
+    own = Occlusion(model, attr_output=lambda logits: logits * HOT, window=(2, 4, 4), stride=(2, 4, 4))
+    expected = attributed(own, clip, None)
+    close(sr.build_method(own, model)(clip)[1].sum(1).numpy(), expected)
+    gradient = ZennitGradient(model, attr_output=HOT)
+    close(sr.build_method(gradient, model)(clip)[1].sum(1).numpy(), attributed(gradient, clip, None))
+
+
+def test_versus_compares_two_classes(model, clip):
+    compared = sr.versus(model, clip, ZennitGradient(model, EpsilonPlus()), 3, 1)
+    for side, target in ((compared.first, 3), (compared.second, 1)):
+        hot = sr.one_hot([target, target], 5).double()
+        close(side.relevance, attributed(ZennitGradient(by_hand(model), EpsilonPlus()), clip, hot))
+
+
+@pytest.mark.parametrize("method", [EpsilonPlus(), "attributor"], ids=["composite", "attributor"])
+def test_a_video_is_explained(method, model):
+    model = copy.deepcopy(model).float()
+    method = SmoothGrad(model, n_iter=1) if method == "attributor" else method
+    frames = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    found = explain_video(model, frames, method, TARGET, all_clips=True)
+    clips = np.concatenate([model.spec.clip(frames, start=start) for start in (0, 4)])
+    double = by_hand(model.double())
+    reference = ZennitGradient(double, method if isinstance(method, Composite) else None)
+    close(found.explanation.relevance, attributed(reference, torch.from_numpy(clips).double()), 1e-4)
+    assert json.loads(json.dumps(found.info)) == found.info
+
+
+# --- composites ---
+
+LOW, HIGH = -2.0, 3.0
+CANONIZERS = {
+    "none": lambda: None,
+    "the video one": lambda: [VideoCanonizer()],
+    "Zennit's": lambda: [SequentialMergeBatchNorm()],
+    "Zennit's, inside another": lambda: [CompositeCanonizer([SequentialMergeBatchNorm()])],
+    "Zennit's and the video one": lambda: [SequentialMergeBatchNorm(), VideoCanonizer()],
+    "by name": lambda: [NamedMergeBatchNorm([(["conv"], "norm")])],
+}
+
+
+@pytest.mark.parametrize("canonizers", CANONIZERS)
+@pytest.mark.parametrize("rules", ["with a rule for sums", "without"])
+def test_canonizers_and_the_sums_rule_are_added_where_they_are_missing(canonizers, rules, model, clip):
+    """Whatever stands there already: merged once, shared once, and the composite is left alone."""
+    layer_map = [(Sum, Norm()), *RULES] if rules != "without" else RULES
+    composite = LayerMapComposite(layer_map, CANONIZERS[canonizers]())
+    given = list(composite.canonizers)
+    before = snapshot(model, clip)
+    expected = attributed(ZennitGradient(by_hand(model), LayerMapComposite([(Sum, Norm()), *RULES])), clip)
+    for method in (composite, ZennitGradient(model, composite), Gradient(model, composite)):
+        explanation = sr.explain(model, clip, method, TARGET)
+        close(explanation.relevance, expected)
+        # Zennit 0.5.1 forgets the batch norm's epsilon when it merges: 1e-5 of the logits.
+        assert np.allclose(explanation.logits, model(clip), rtol=1e-6, atol=1e-7)
+    assert all(one is other for one, other in zip(composite.canonizers, given, strict=True))
+    assert composite.layer_map is layer_map
+    assert not composite.handles
+    assert snapshot(model, clip) == before
+    # As Zennit takes it by itself, sums double relevance: the test would notice.
+    bare = LayerMapComposite(RULES, [VideoCanonizer()])
+    assert np.abs(attributed(ZennitGradient(model, bare), clip) - expected).max() > 0.1 * np.abs(expected).max()
+
+
+def named(*paths):
+    """Rules by the names of modules, which are others in the network that is written by hand."""
+    rules = (ZBox(LOW, HIGH), Gamma(0.5), Gamma(0.5), Epsilon())
+    return [([path], rule) for path, rule in zip(paths, rules, strict=True)]
+
+
+OURS = named("conv", "layer1.0.conv", "layer1.1.conv", "fc")
+ZENNITS = named("0", "2.0.conv", "2.1.conv", "5")
+KINDS = {
+    "EpsilonPlus": lambda names: EpsilonPlus(epsilon=1e-3),
+    "EpsilonGammaBox": lambda names: EpsilonGammaBox(LOW, HIGH, gamma=0.4),
+    "EpsilonPlusFlat": lambda names: EpsilonPlusFlat(),
+    "EpsilonAlpha2Beta1": lambda names: EpsilonAlpha2Beta1(zero_params="bias"),
+    "ExcitationBackprop": lambda names: ExcitationBackprop(),
+    "own rule for sums": lambda names: LayerMapComposite([(Sum, Norm(0.3)), *RULES]),
+    "by name": lambda names: MixedComposite([NameMapComposite(names), LayerMapComposite(RULES[:2])]),
+    "by name and type": lambda names: NameLayerMapComposite(names, RULES[:2]),
+    "a function": lambda names: Composite(lambda ctx, name, module: EpsilonPlus().module_map(ctx, name, module)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_composite_of_any_kind_explains_what_zennit_by_hand_does(kind, model, clip):
+    explanation = sr.explain(model, clip, KINDS[kind](OURS), TARGET)
+    reference = KINDS[kind](ZENNITS)
+    if kind.startswith("by name"):
+        reference = MixedComposite([reference, LayerMapComposite([(Sum, Norm())])])
+    close(explanation.relevance, attributed(ZennitGradient(by_hand(model), reference), clip))
+
+
+def test_names_alone_leave_the_other_layers_their_gradient(model, clip):
+    """What Zennit does: only the sums that the canonizer makes take a rule of their own."""
+    explanation = sr.explain(model, clip, NameMapComposite(OURS), TARGET)
+    reference = MixedComposite([NameMapComposite(ZENNITS), LayerMapComposite([(Sum, Norm())])])
+    close(explanation.relevance, attributed(ZennitGradient(by_hand(model), reference), clip))
+
+
+def test_a_guided_composite_stays_a_gradient(model, clip):
+    """A sum's gradient goes to both summands: no rule for it, and nothing to merge."""
+    composite = GuidedBackprop(canonizers=[SequentialMergeBatchNorm()])
+    explanation = sr.explain(model, clip, composite, TARGET)
+    close(explanation.relevance, attributed(ZennitGradient(by_hand(model), GuidedBackprop()), clip))
+    held = sr.build_method(composite, model).composite
+    assert [type(one) for one in held.canonizers] == [RefuseOtherReLUs]
+
+
+def test_one_composite_serves_two_networks(model, clip):
+    composite, other = EpsilonPlus(), residual(seed=5)
+    for network in (model, other, model):
+        expected = attributed(ZennitGradient(by_hand(network), EpsilonPlus()), clip)
+        close(sr.explain(network, clip, composite, TARGET).relevance, expected)
+
+
+def test_the_recipe_conserves_relevance_on_the_bundled_r3d_18():
+    """Eight additions: 2⁸ times the relevance, where they have no rule."""
+    spec = sr.ClipSpec(frames=4, short_side=32, crop=32)
+    model = sr.load_model("r3d_18", weights="random", num_classes=5, spec=spec)
+    clip = torch.rand(1, *spec.shape, generator=torch.Generator().manual_seed(0)) * 255 - 100
+    no_bias = {"zero_params": "bias"}
+    rules = [(Activation, Pass()), (AvgPool, Norm()), (Convolution, ZPlus(**no_bias)), (Linear, ZPlus(**no_bias))]
+    assert sr.explain(model, clip, LayerMapComposite(rules)).relevance.sum() == pytest.approx(1, abs=1e-3)
+
+
+# --- relevance inside the network ---
+
+
+@pytest.mark.parametrize("entered", [False, True])
+def test_a_container_of_blocks_is_recorded(entered, model, clip):
+    """A dry run of the network, by which batch norms are merged, is no run of the explanation."""
+    layers = ["layer1", "layer1.0", "layer1.1.conv", "fc"]
+    attributor = sr.build_method(EpsilonPlus(), model, record=layers)
+    if entered:
+        with attributor:
+            attributor(clip, HOT)
+    else:
+        attributor(clip, HOT)
+    reference, expected = by_hand(model), {}
+    for name, path in zip(layers, ("2", "2.0", "2.1.conv", "5"), strict=True):
+
+        def watch(module, args, output, name=name):
+            output.register_hook(lambda relevance: expected.__setitem__(name, relevance.clone()))
+
+        reference.get_submodule(path).register_forward_hook(watch)
+    attributed(ZennitGradient(reference, EpsilonPlus()), clip)
+    for name in layers:
+        assert torch.allclose(attributor.recorded[name], expected[name], rtol=1e-7, atol=1e-12), name
+    assert torch.equal(attributor.recorded["fc"], HOT)
+
+
+def test_a_container_is_recorded_with_a_registered_method(model, clip):
+    attributor = sr.build_method("dtd", model, record="layer1")
+    attributor(clip, HOT)
+    assert attributor.recorded["layer1"].shape == (2, 4, 4, 8, 8)
+    assert torch.allclose(attributor.recorded["layer1"].flatten(1).sum(1), torch.ones(2).double(), atol=1e-4)
+
+
+# --- what else takes a method ---
+
+
+def test_lint_follows_a_composites_relevance(model, clip):
+    good = lint(model, EpsilonPlus(zero_params="bias"), clip[:1])
+    assert good.method == "EpsilonPlus"
+    assert good.conserved == pytest.approx(1, abs=1e-3)
+    biased = lint(model, ZennitGradient(model, EpsilonPlus()), clip[:1])
+    assert "bias" in {finding.kind for finding in biased.findings}
+    for other in (SmoothGrad(model, EpsilonPlus()), ZennitGradient(model), GuidedBackprop()):
+        with pytest.raises(sr.InputError, match="places no rules that conserve relevance"):
+            lint(model, other, clip[:1])
+
+
+def noise_stills(fit, held_out):
+    frames = np.random.default_rng(0).integers(0, 256, (fit + held_out, 8, 8, 3), dtype=np.uint8)
+    return Stills(list(frames[:fit]), list(frames[fit:]), "noise", None, 0)
+
+
+def test_a_calibration_is_of_one_composite(model):
+    model = copy.deepcopy(model).float()
+    made = sr.calibrate(model, EpsilonPlus(), noise_stills(4, 2), alphas=(0.1,))
+    read = sr.Calibration.from_json(made.to_json())
+    assert read == made
+    clip = model.spec.clip(np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
+    selection = read.selection(0.1)
+    for same in (EpsilonPlus(), ZennitGradient(model, EpsilonPlus(epsilon=1e-6))):
+        explanation = sr.explain(model, clip, same, selection=selection)
+    assert np.array_equal(explanation.mask, selection.mask(explanation.relevance))
+    for other, what in (
+        (EpsilonPlus(epsilon=1e-5), "options"),
+        (EpsilonPlus(zero_params="bias"), "options"),
+        (EpsilonPlusFlat(), "method, EpsilonPlus, not EpsilonPlusFlat"),
+        (SmoothGrad(model, EpsilonPlus()), "method, EpsilonPlus, not SmoothGrad of EpsilonPlus"),
+        ("dtd", "method, EpsilonPlus, not dtd"),
+    ):
+        with pytest.raises(sr.InputError, match=f"another {what}"):
+            sr.explain(model, clip, other, selection=selection)
+
+
+def test_no_calibration_of_what_cannot_be_told_apart(model):
+    model = copy.deepcopy(model).float()
+    hidden = Composite(lambda ctx, name, module: EpsilonPlus().module_map(ctx, name, module))
+    for method in (hidden, IntegratedGradients(model, baseline_fn=lambda clip: clip * 0)):
+        with pytest.raises(sr.InputError, match=r"functions (with a|that have a) name"):
+            sr.calibrate(model, method, noise_stills(2, 2), alphas=(0.1,))
+
+
+# --- what it was ---
+
+
+def test_info_of_a_composite_tells_its_rules(model):
+    composite = NameLayerMapComposite([(["conv"], ZBox(torch.tensor([[[[[-1.0]]]] * 3]), 2.0))], RULES)
+    info = sr.build_method(composite, model).info
+    assert info["method"] is None
+    assert info["attributor"] == "selrel_zennit.attribution.gradient.Gradient"
+    said = info["composite"]
+    assert said["class"] == "zennit.composites.NameLayerMapComposite"
+    by_name, by_type = said["composites"]
+    box = {"class": "zennit.rules.ZBox", "low": [[[[[-1.0]]]] * 3], "high": 2.0}
+    box |= {"stabilizer": 1e-6, "zero_params": None}
+    assert by_name["name_map"] == [{"names": ["conv"], "rule": box}]
+    assert {"types": "zennit.types.AvgPool", "rule": {"class": "zennit.rules.Norm", "stabilizer": 1e-6}} in by_type[
+        "layer_map"
+    ]
+    gamma = {"class": "zennit.rules.Gamma", "gamma": 0.5, "stabilizer": 1e-6, "zero_params": None}
+    assert {"types": "zennit.types.Convolution", "rule": gamma} in by_type["layer_map"]
+    assert said["added_rules"] == [
+        {"types": "zennit.layer.Sum", "rule": {"class": "zennit.rules.Norm", "stabilizer": 1e-6}}
+    ]
+    assert [one["class"] for one in said["canonizers"]] == ["selrel_zennit.canonizers.VideoCanonizer"]
+    assert json.loads(json.dumps(info)) == info
+
+
+def test_info_of_an_attributor_tells_its_options(model):
+    info = sr.build_method(SmoothGrad(model, EpsilonPlus(), noise_level=0.3), model).info
+    assert info["options"] == {"noise_level": 0.3, "n_iter": 20}
+    assert info["attributor"] == "zennit.attribution.SmoothGrad"
+    assert info["composite"]["class"] == "zennit.composites.EpsilonPlus"
+    assert sr.build_method(ZennitGradient(model), model).info["composite"] is None
+
+
+# --- what is refused ---
+
+
+class Registers(ZennitGradient):
+    """Enters the network in a way of its own."""
+
+    def __enter__(self):
+        return super().__enter__()
+
+
+class Normed(nn.Module):
+    """A network with a layer that rules of these composites do not cover."""
+
+    spec = sr.ClipSpec(frames=4, short_side=8, crop=8)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.relu = nn.ReLU6()
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, clip):
+        return self.fc(self.relu(self.norm(self.conv(clip))).mean((2, 3, 4)))
+
+
+def of_another(model):
+    return ZennitGradient(copy.deepcopy(model))
+
+
+def registered(model):
+    attributor = ZennitGradient(copy.deepcopy(model), EpsilonPlus())
+    attributor.__enter__()
+    return attributor.composite
+
+
+REFUSED = {
+    "a class": (lambda model: EpsilonPlus, "the class EpsilonPlus: pass an object of it"),
+    "a number": (lambda model: 3, "a method is the name of one, a Zennit attributor or a Zennit composite, got 3"),
+    "a composite's name": (lambda model: "epsilon_plus", "the composite 'epsilon_plus' is passed as an object"),
+    "another network": (of_another, "an attributor of another network"),
+    "registered": (registered, "EpsilonPlus is registered on a network: leave its with block"),
+    "own entry": (Registers, "enters the network in a way of its own: derive it from"),
+    "no rule": (lambda model: LayerMapComposite([(nn.Bilinear, Pass())]), "gives no module of the network a rule"),
+    "misspelt": (lambda model: NameMapComposite([(["layr1.0.conv"], Flat())]), "did you mean 'layer1.0.conv'"),
+    "selects": (lambda model: sr.Selective(ZennitGradient(model)), "pass the inner attributor and selection="),
+    "options": (lambda model: EpsilonPlus(), "go with a method's name", {"epsilon": 1}),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_cannot_be_is_refused_in_a_sentence(fault, model, clip):
+    build, sentence, *options = REFUSED[fault]
+    before = snapshot(model, clip)
+    with pytest.raises(sr.InputError, match=sentence) as caught:
+        sr.explain(model, clip, build(model), **(options[0] if options else {}))
+    assert "\n" not in str(caught.value)
+    assert snapshot(model, clip) == before
+
+
+def test_layers_without_a_rule_are_refused():
+    model = Normed().eval()
+    clip = torch.randn(1, *model.spec.shape)
+    with pytest.raises(sr.InputError, match=r"EpsilonPlus has no rule for GroupNorm \(norm\)"):
+        sr.explain(model, clip, EpsilonPlus())
+    own = LayerMapComposite([(nn.GroupNorm, Pass()), *RULES])
+    assert sr.build_method(own, model).composite.completed is own
+    model = nn.Sequential(nn.Conv3d(3, 2, 1), nn.ReLU(), nn.Conv3d(2, 2, 1), nn.ReLU6(), nn.Flatten()).eval()
+    with pytest.raises(sr.InputError, match=r"GuidedBackprop has no rule for ReLU6 \(3\)"):
+        sr.explain(model, clip, GuidedBackprop())
+
+
+def test_functional_relus_are_refused(clip):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = residual()
+
+        def forward(self, clip):
+            return torch.relu(self.inner(clip))
+
+    with pytest.raises(sr.InputError, match="calls relu, a ReLU that guided rules do not see"):
+        sr.explain(Functional().eval(), clip, GuidedBackprop())
+
+
+def test_an_attributor_that_raises_leaves_nothing(model, clip):
+    class Fails(ZennitGradient):
+        def forward(self, input, attr_output_fn):
+            super().forward(input, attr_output_fn)
+            raise KeyError("planted")
+
+    before = snapshot(model, clip)
+    attributor = Fails(model, EpsilonPlus())
+    with pytest.raises(KeyError):
+        sr.explain(model, clip, attributor)
+    assert snapshot(model, clip) == before
+    assert attributor.model is model
+    assert not attributor.composite.handles
+
+
+# --- the promise of the README ---
+
+
+@pytest.mark.parametrize("name", sr.METHODS)
+def test_the_pieces_are_zennits_own_types(name):
+    from networks import few_layers
+
+    attributor = sr.build_method(name, few_layers())
+    assert isinstance(attributor, Attributor)
+    assert isinstance(attributor, VideoAttributor)
+    assert attributor.composite is None or isinstance(attributor.composite, Composite)
+    assert isinstance(sr.Selective(attributor), Attributor)
+    assert "not known" not in json.dumps(attributor.info)
+    assert list(attributor.info["options"]) == sr.METHODS[name].options
+
+
+def test_a_composite_of_the_registry_is_one_of_zennits():
+    for name in ("dtd", "dtd_epsilon_head", "excitation_backprop_contrastive"):
+        assert issubclass(COMPOSITES[name], Composite)
