@@ -95,7 +95,7 @@ def versus(
     from .pipeline import explain
 
     # One attributor, so that what is built once (composites, boxes) is the same for both classes.
-    method = as_attributor(method, model, options)
+    method = as_attributor(method, model, options, clip)
     first = explain(model, clip, method, target, selection=selection)
     if isinstance(other, str) and other == RUNNER_UP:
         other = runner_up(first.logits, first.target).tolist()

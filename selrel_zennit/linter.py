@@ -87,7 +87,7 @@ def lint(
     """
     if not 0 < threshold < 1:
         raise InputError(f"threshold is a share of the relevance and must lie in (0, 1), got {threshold!r}")
-    attributor = as_attributor(method, model, options)
+    attributor = as_attributor(method, model, options, clip)
     name = label(attributor.info)
     _check_method(attributor, model, name)
     clip = _noise(model) if clip is None else clip

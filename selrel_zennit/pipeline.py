@@ -47,7 +47,8 @@ def explain(
     Raises InputError for a clip or target that does not fit the model, an unknown method, a selection calibrated for
     another model or method, and a network whose logits or relevance are not finite.
     """
-    attributor = as_attributor(method, model, options)
+    clip = _checked(clip, model)
+    attributor = as_attributor(method, model, options, clip)
     selection = _fitting(selection, attributor)
     return _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds)
 

@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from .base import VideoAttributor as VideoAttributor
     from .cam import GradCAM as GradCAM
     from .cam import GuidedGradCAM as GuidedGradCAM
+    from .completion import Completed as Completed
     from .control import RandomRelevance as RandomRelevance
     from .excitation import ExcitationBackprop as ExcitationBackprop
+    from .foreign import Adapted as Adapted
+    from .foreign import as_attributor as as_attributor
     from .gradient import Gradient as Gradient
     from .gradient import GradientXInput as GradientXInput
     from .lrp import Contrastive as Contrastive
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from .target import resolve_target as resolve_target
 
 _NAMES = {
+    "Adapted": "foreign",
+    "Completed": "completion",
     "Contrastive": "lrp",
     "EpsilonHead": "lrp",
     "ExcitationBackprop": "excitation",
@@ -42,6 +47,7 @@ _NAMES = {
     "RandomRelevance": "control",
     "SmoothGrad": "sampling",
     "VideoAttributor": "base",
+    "as_attributor": "foreign",
     "build_method": "registry",
     "one_hot": "target",
     "register_method": "table",

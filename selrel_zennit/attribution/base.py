@@ -39,8 +39,7 @@ class VideoAttributor(Attributor):
     fast_convolutions: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, composite: Any = None, attr_output: AttrOutput = None) -> None:
-        if composite is not None:
-            composite = completed(composite, model)
+        composite = None if composite is None else completed(composite)
         super().__init__(model=model, composite=composite, attr_output=attr_output)
         self.info: dict[str, Any] = {}
         self._parameters_before: list[tuple[nn.Module, dict[str, Any]]] = []
@@ -93,11 +92,9 @@ class VideoAttributor(Attributor):
             # A tensor made under inference mode cannot be differentiated; its clone can.
             input = input.clone() if input.is_inference() else input.detach()
             try:
-                # Registered before anything watches: canonizers run the network too.
                 with (
                     named_faults(self.model),
-                    nullcontext() if self.composite is None or self.composite.handles else self,
-                    self._recorder.on(self.model) if self._recorder else nullcontext(),
+                    self._recorder or nullcontext(),
                     FastConvolutions() if self.fast_convolutions else nullcontext(),
                 ):
                     output, attribution = super().__call__(input, attr_output)

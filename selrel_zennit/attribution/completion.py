@@ -2,101 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
 from torch import nn
 from zennit.canonizers import Canonizer, CompositeCanonizer, MergeBatchNorm
 from zennit.composites import LayerMapComposite, MixedComposite, NameMapComposite
-from zennit.core import Composite, Hook
+from zennit.core import Composite
 from zennit.layer import Sum
 from zennit.rules import Norm, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 
-from ..attention import AttentionCanonizer
 from ..canonizers import VideoCanonizer
 from ..errors import InputError
 from ..text import close_names
-from .fit import check_rules
+
+# Rules that change a gradient, and hand on no relevance that a sum could share.
+_GRADIENTS = (ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
 
 
 class Completed(MixedComposite):
     """A composite with what it lacks on video networks; itself it is neither changed nor registered.
 
     Where its rules hand down relevance, VideoCanonizer is added, unless it is there, and sums that it gives no rule
-    take Zennit's Norm; where they change gradients at ReLUs, ReLUs that are no modules are refused. Canonizers of its
-    own run first. Zennit's merges of batch norms are left out: VideoCanonizer merges by what the network computes, not
-    by the order of registration, and nothing is merged twice.
+    take Zennit's Norm. Canonizers of its own run first. Zennit's merges of batch norms are left out: VideoCanonizer
+    merges by what the network computes, not by the order of registration, and nothing is merged twice. A composite
+    that changes gradients at ReLUs alone, as GuidedBackprop does, gets neither.
+
+    ``shape`` is that of a clip without the batch, by default ``model.spec.shape``. Registering raises InputError for a
+    network of which no module gets a rule, or that lacks a module which the composite names.
     """
 
-    def __init__(self, composite: Composite, rules: bool) -> None:
-        from .guided import RefuseOtherReLUs
-
-        added = [LayerMapComposite([(Sum, Norm())])] if rules else []
-        super().__init__([composite, *added])
+    def __init__(self, composite: Composite, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__([composite])
         self.completed = composite
         self.canonizers = _without_merges(composite.canonizers)
-        needed = VideoCanonizer if rules else RefuseOtherReLUs
-        if not _has(composite, needed):
-            self.canonizers.append(needed())
+        self.added: list[tuple[Any, Any]] = []
+        if not _guided(composite):
+            self.added = [(Sum, Norm())]
+            self.composites = [composite, LayerMapComposite(self.added)]
+            if not any(isinstance(one, VideoCanonizer) for one in _all_canonizers(self)):
+                self.canonizers.append(VideoCanonizer(shape))
+
+    def register(self, module: nn.Module) -> None:
+        """Register it on a network; see the class."""
+        # Canonizers of the user's own may make modules that have names and rules.
+        if all(isinstance(one, VideoCanonizer) for one in self.canonizers):
+            _check_names(self.completed, dict(module.named_modules()))
+            context: dict[str, Any] = {}
+            rules = [self.completed.module_map(context, name, part) for name, part in module.named_modules()]
+            if all(rule is None for rule in rules):
+                raise InputError(
+                    f"{type(self.completed).__name__} gives no module of the network a rule, so that its relevance "
+                    "would be the gradient"
+                )
+        super().register(module)
 
 
-def completed(composite: Composite, model: nn.Module) -> Composite:
-    """Return ``composite`` where ``model`` needs nothing more, else a Completed one.
+def completed(composite: Composite, shape: tuple[int, ...] | None = None) -> Composite:
+    """Return ``composite`` where it lacks nothing, else a Completed one; ``shape`` as there.
 
-    Raises InputError for a composite that is registered on a network already, gives no module of ``model`` a rule,
-    names modules that do not exist, or has no rule for kinds of layers that no gradient stands in for.
+    Raises InputError for a composite that is registered on a network, whose hooks would count twice.
     """
-    from .guided import GuidedReLU
-
-    name = type(composite).__name__
     if composite.handles:
-        raise InputError(f"{name} is registered on a network: leave its with block, or call its remove(), first")
-    _check_names(composite, model)
-    context: dict[str, Any] = {}
-    given: dict[nn.Module, Hook] = {}
-    for path, module in model.named_modules():
-        rule = composite.module_map(context, path, module)
-        if rule is not None:
-            given[module] = rule
-    if not given and not composite.canonizers:
-        raise InputError(f"{name} gives no module of the network a rule, so that its relevance would be the gradient")
-    # Rules that change a gradient, and hand on no relevance that a sum could share.
-    gradients = (GuidedReLU, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
-    if given and all(isinstance(rule, gradients) for rule in given.values()):
-        return _guided(composite, model, given)
-    if not _has(composite, AttentionCanonizer):
-        check_rules(name, model, given)
-    summed = composite.module_map(context, "canonizer_sum_0.sum", Sum()) is not None
-    if summed and _has(composite, VideoCanonizer) and not _has(composite, MergeBatchNorm):
-        return composite
-    return Completed(composite, rules=True)
+        raise InputError(
+            f"{type(composite).__name__} is registered on a network: leave its with block, or call its remove(), first"
+        )
+    canonizers = list(_all_canonizers(composite))
+    merges = any(isinstance(one, MergeBatchNorm) for one in canonizers)
+    canonized = any(isinstance(one, VideoCanonizer) for one in canonizers)
+    complete = not merges and (_guided(composite) or (canonized and _shares_sums(composite)))
+    return composite if complete or isinstance(composite, Completed) else Completed(composite, shape)
 
 
-def _guided(composite: Composite, model: nn.Module, given: dict[nn.Module, Hook]) -> Composite:
-    from .guided import RELUS, RefuseOtherReLUs
-
-    for path, module in model.named_modules():
-        if isinstance(module, RELUS) and module not in given:
-            raise InputError(
-                f"{type(composite).__name__} has no rule for {type(module).__name__} ({path}), and its map would be "
-                "the plain gradient there: give it one"
-            )
-    complete = _has(composite, RefuseOtherReLUs) and not _has(composite, MergeBatchNorm)
-    return composite if complete else Completed(composite, rules=False)
+def _guided(composite: Composite) -> bool:
+    """Say whether all that a composite has is rules for gradients; one that is a function has others."""
+    rules = list(_rules(composite))
+    return bool(rules) and all(isinstance(rule, _GRADIENTS) or getattr(rule, "guided", False) for _, rule in rules)
 
 
-def _has(composite: Composite, kind: type) -> bool:
-    """Say whether one of a composite's canonizers, those inside others too, is of this kind."""
-    canonizers = list(composite.canonizers)
-    for one in canonizers:
-        if isinstance(one, kind):
-            return True
-        canonizers += getattr(one, "canonizers", ())
-    return False
+def _shares_sums(composite: Composite) -> bool:
+    return any(isinstance(Sum(), types) for types, _ in _rules(composite) if not isinstance(types, list | str))
+
+
+def _rules(composite: Composite) -> Iterator[tuple[Any, Any]]:
+    """Yield what a composite maps to its rules, and the rules."""
+    for name in ("first_map", "layer_map", "name_map"):
+        yield from getattr(composite, name, None) or ()
+    for one in getattr(composite, "composites", ()):
+        yield from _rules(one)
+
+
+def _all_canonizers(composite: Composite) -> Iterator[Canonizer]:
+    """Yield a composite's canonizers, and those inside of them."""
+    waiting = list(composite.canonizers)
+    for one in waiting:
+        yield one
+        waiting += getattr(one, "canonizers", ())
 
 
 def _without_merges(canonizers: list[Canonizer]) -> list[Canonizer]:
-    """Return the canonizers without Zennit's merges of batch norms, those inside others too."""
     kept = []
     for one in canonizers:
         if isinstance(one, MergeBatchNorm):
@@ -110,14 +115,11 @@ def _without_merges(canonizers: list[Canonizer]) -> list[Canonizer]:
     return kept
 
 
-def _check_names(composite: Composite, model: nn.Module) -> None:
-    """Raise InputError for a name that no module has. Canonizers of the user's own may add modules."""
+def _check_names(composite: Composite, modules: dict[str, nn.Module]) -> None:
     for one in getattr(composite, "composites", ()):
-        _check_names(one, model)
-    if isinstance(composite, NameMapComposite) and not composite.canonizers:
-        modules = dict(model.named_modules())
-        for names, _ in composite.name_map or ():
-            for name in names:
-                if name not in modules and "canonizer_" not in name:
-                    close = close_names(name, modules)
-                    raise InputError(f"the composite has a rule for {name!r}, which no module is called{close}")
+        _check_names(one, modules)
+    if isinstance(composite, NameMapComposite):
+        for name in (name for names, _ in composite.name_map or () for name in names):
+            if name not in modules and "canonizer_" not in name:
+                close = close_names(name, modules)
+                raise InputError(f"the composite has a rule for {name!r}, which no module is called{close}")

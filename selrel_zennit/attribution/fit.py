@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,14 +61,14 @@ def check_mode(model: nn.Module) -> None:
         raise InputError(f"{what} in training mode{part}: call model.eval() before explaining it")
 
 
-def check_rules(method: str, model: nn.Module, given: Container[nn.Module] = ()) -> None:
-    """Raise InputError for a network with modules that the rules of ``method`` do not cover; ``given`` have one."""
+def check_rules(method: str, model: nn.Module) -> None:
+    """Raise InputError for a network with modules that the rules of ``method`` do not cover."""
     refuse_other_recurrence(model)
     attention = has_attention(model)
     without = nn.MultiheadAttention if method == "lrp_epsilon_plus" and attention else _WITHOUT_RULE
     others = f"lrp_epsilon_plus, {OTHERS}" if attention and method != "lrp_epsilon_plus" else OTHERS
     for name, module in model.named_modules():
-        if isinstance(module, without) and module not in given:
+        if isinstance(module, without):
             raise InputError(f"{method} has no rule for {type(module).__name__} ({name or 'the network'}): {others}")
 
 

@@ -13,14 +13,19 @@ from zennit.attribution import Gradient as ZennitGradient
 from zennit.attribution import Occlusion as ZennitOcclusion
 from zennit.core import Composite
 
+from ..clip import ClipSpec
+from ..composites import release_hooks
 from ..errors import InputError
 from .base import AttrOutput, VideoAttributor
+from .completion import completed
 from .fit import check_network
 from .gradient import Gradient
 from .provenance import parameters, provenance
 from .registry import build_method
 
 Method: TypeAlias = str | Attributor | Composite
+
+_NOT_OPTIONS = ("model", "composite", "attr_output", "create_graph", "retain_graph")
 
 
 class Adapted(VideoAttributor):
@@ -31,19 +36,20 @@ class Adapted(VideoAttributor):
     output in its place, which is the attribution times the logits; with 1 at the target, the target's logit. Called
     without, it runs with the attributor's own ``attr_output``, as Zennit does.
 
-    The attributor itself is neither changed nor registered. Raises InputError for one that registers by itself.
+    ``composite`` takes the place of the attributor's own. The attributor itself is neither changed nor registered.
+    Raises InputError for one that registers by itself.
     """
 
     records = False
 
-    def __init__(self, attributor: Attributor) -> None:
+    def __init__(self, attributor: Attributor, composite: Composite | None = None) -> None:
         kind = type(attributor)
         if kind.__enter__ is not Attributor.__enter__ or kind.__exit__ is not Attributor.__exit__:
             raise InputError(
                 f"{kind.__name__} enters the network in a way of its own: "
                 "derive it from selrel_zennit.attribution.VideoAttributor"
             )
-        super().__init__(attributor.model, attributor.composite, attributor.attr_output_fn)
+        super().__init__(attributor.model, composite or attributor.composite, attributor.attr_output_fn)
         self.inner = copy(attributor)
         self._own_output = True
 
@@ -66,9 +72,12 @@ class Adapted(VideoAttributor):
         if self._own_output:
             output, attribution = inner(input, attr_output_fn)
             return output, attribution
-        with torch.no_grad():
-            output = self.model(input)
-            initial = attr_output_fn(output)
+        # Under rules with a graph, which is what a check of them looks at.
+        with torch.set_grad_enabled(self.composite is not None):
+            output = self.model(input.detach().requires_grad_(self.composite is not None))
+            initial = attr_output_fn(output).detach()
+        if self.composite is not None:
+            release_hooks(self.composite)
 
         def of_the_clip(logits: torch.Tensor) -> torch.Tensor:
             if initial.shape != logits.shape and len(initial) != 1:
@@ -81,12 +90,14 @@ class Adapted(VideoAttributor):
         return output, inner(input, of_the_clip)[1]
 
 
-def as_attributor(method: Method, model: nn.Module, options: Mapping[str, Any] | None = None) -> VideoAttributor:
+def as_attributor(
+    method: Method, model: nn.Module, options: Mapping[str, Any] | None = None, clip: torch.Tensor | None = None
+) -> VideoAttributor:
     """Return what explains ``model``, with all guarantees of VideoAttributor and an ``info`` that says what it is.
 
     A name of ``METHODS`` is built with ``options``. A composite becomes a Gradient, and so does Zennit's Gradient, with
     what the composite lacks on video networks (canonizers, a rule for sums; see Completed); any other attributor is
-    Adapted. A VideoAttributor is returned as it is.
+    Adapted. A VideoAttributor is returned as it is. ``clip`` tells a model without a ClipSpec what it takes.
 
     Raises InputError for what is none of these, for options without a name, for an attributor of another network or one
     that selects already, and for what ``build_method`` and ``completed`` refuse.
@@ -100,31 +111,30 @@ def as_attributor(method: Method, model: nn.Module, options: Mapping[str, Any] |
         raise InputError(f"options ({', '.join(sorted(options))}) go with a method's name, not with a built attributor")
     if hasattr(method, "selection"):
         raise InputError("pass the inner attributor and selection=…: explain selects by itself")
-    made = _converted(method, model)
-    if not made.info:
+    shape = None if clip is None or isinstance(getattr(model, "spec", None), ClipSpec) else tuple(clip.shape[1:])
+    made = _converted(method, model, shape)
+    if "model" not in made.info:
         inner = made.inner if isinstance(made, Adapted) else made
         own = {} if type(inner) is Gradient else parameters(inner, leave_out=_NOT_OPTIONS)
-        made.info = {**provenance(made, model, None, own), "attributor": _name(method)}
+        made.info |= {**provenance(made, model, None, own), "attributor": _name(method)}
     return made
 
 
-_NOT_OPTIONS = ("model", "composite", "attr_output", "create_graph", "retain_graph")
-
-
-def _converted(method: Attributor | Composite, model: nn.Module) -> VideoAttributor:
+def _converted(method: Attributor | Composite, model: nn.Module, shape: tuple[int, ...] | None) -> VideoAttributor:
     if isinstance(method, VideoAttributor):
         return method
     check_network(model)
     if isinstance(method, Composite):
-        return Gradient(model, method)
+        return Gradient(model, completed(method, shape))
     if method.model is not model:
         raise InputError(
             f"the {type(method).__name__} is an attributor of another network than the one to explain: "
             "make it with the same object"
         )
+    composite = None if method.composite is None else completed(method.composite, shape)
     if type(method) is ZennitGradient:
-        return Gradient(model, method.composite, method.attr_output_fn)
-    return Adapted(method)
+        return Gradient(model, composite, method.attr_output_fn)
+    return Adapted(method, composite)
 
 
 def _name(method: Attributor | Composite) -> str:

@@ -119,8 +119,7 @@ def parameters(value: Any, exact: bool = False, leave_out: tuple[str, ...] = ())
 def _composite(composite: Composite, exact: bool) -> dict[str, Any]:
     if isinstance(composite, Completed):
         found = {**_composite(composite.completed, exact), "canonizers": described(composite.canonizers, exact)}
-        added = composite.composites[1:]
-        return found | ({"added_rules": _rules("types", added[0].layer_map, exact)} if added else {})
+        return found | ({"added_rules": _rules("types", composite.added, exact)} if composite.added else {})
     found = {"class": _name(type(composite))}
     for name, value in vars(composite).items():
         if name in _MAPS:

@@ -17,29 +17,23 @@ from .layers import find_layer
 class Recorder:
     """Keeps what flows back into the output of named modules: for LRP their relevance, for gradients the gradient.
 
-    Inside ``with recorder.on(model)`` the modules of that model have a forward hook; after it none. ``recorded`` maps
-    each name to a tensor of the shape of the module's output ([B,C,T,H,W] for a convolution), detached, on the model's
-    device; it holds the last call only, and nothing after a call that raised. Of several backward passes through a
-    module the last counts. Forward passes without a graph, which canonizers and methods make beforehand, do not.
+    Inside the ``with`` block the modules have a forward hook; after it none. ``recorded`` maps each name to a tensor
+    of the shape of the module's output ([B,C,T,H,W] for a convolution), detached, on the model's device; it holds the
+    last call only, and nothing after a call that raised. Of several backward passes through a module the last counts.
 
     Raises InputError for a layer that does not exist; after a call for one that returns no single tensor, runs more
     than once, or that no relevance reaches.
     """
 
     def __init__(self, model: nn.Module, names: str | Iterable[str]) -> None:
-        self.names = [names] if isinstance(names, str) else list(names)
-        for name in self.names:
-            find_layer(model, name)
+        names = [names] if isinstance(names, str) else list(names)
+        self.layers = {name: find_layer(model, name) for name in names}
         self.recorded: dict[str, torch.Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
-    def on(self, model: nn.Module) -> Recorder:
-        """Watch these layers of ``model``, which may be a copy of the one that they were looked up in."""
-        self.recorded = {}
-        self._handles = [find_layer(model, name).register_forward_hook(self._watch(name)) for name in self.names]
-        return self
-
     def __enter__(self) -> Recorder:
+        self.recorded = {}
+        self._handles = [layer.register_forward_hook(self._watch(name)) for name, layer in self.layers.items()]
         return self
 
     def __exit__(
@@ -48,7 +42,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        missing = [name for name in self.names if name not in self.recorded]
+        missing = [name for name in self.layers if name not in self.recorded]
         if exc_type is not None or missing:
             self.recorded = {}
         if exc_type is None and missing:
@@ -63,7 +57,7 @@ class Recorder:
         def watch(module: nn.Module, args: Any, output: Any) -> None:
             nonlocal seen
             if not torch.is_grad_enabled():
-                return
+                return  # a canonizer's dry run, or a method that wants the logits first
             if not isinstance(output, torch.Tensor):
                 raise InputError(f"layer {name!r} does not return one tensor; record another layer")
             if seen:

@@ -16,6 +16,7 @@ from selrel_deploy.compiler import compile_explanation
 from selrel_deploy.compiler.rewriting import count_convolutions, module_of
 from selrel_deploy.compiler.trace import trace
 from selrel_kernels.reference import motion_gradient, sigma_threshold
+from selrel_zennit.attribution import as_attributor
 
 from .conftest import clip_with_ties, norm_relative, varied
 
@@ -81,32 +82,28 @@ def test_clips_of_a_batch_do_not_see_each_other():
     assert torch.equal(motion, torch.where(mask, relevance, 0))
 
 
-@pytest.mark.parametrize("registered", [False, True])
-def test_a_bare_attributor_with_canonizers(registered):
+def test_a_bare_attributor_with_canonizers():
     model = nn.Sequential(
         nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(128, 5)
     )  # fmt: skip
     model[1].running_mean.uniform_(-3, 3)
     model[1].running_var.uniform_(0.5, 4)
     model = model.double().eval()
-    spec = sr.ClipSpec(frames=4, short_side=8, crop=8)
     clip = clip_with_ties(sr.ClipSpec(frames=6, short_side=8, crop=8), 0)[:, :, :4].double()
     before = snapshot(model, clip)
     attributor = ZennitGradient(model, EpsilonPlus(canonizers=[SequentialMergeBatchNorm()]))
-    if registered:
-        with attributor:
-            graph = compile_explanation(attributor, clip, SELECTION)
-            # It was registered by the caller, and still is.
-            assert attributor.composite.handles
-    else:
-        graph = compile_explanation(attributor, clip, SELECTION)
+    # Its hooks are on the network inside, and would count twice.
+    with attributor, pytest.raises(sr.InputError, match="EpsilonPlus is registered on a network: leave its with block"):
+        compile_explanation(attributor, clip, SELECTION)
+    graph = compile_explanation(attributor, clip, SELECTION)
     after = snapshot(model, clip)
     # Zennit puts merged parameters back by value; identity is kept by what compiling does.
     assert after[0] == before[0]
     assert after[4:] == before[4:]
-    assert clip.shape[2:] == spec.shape[1:]
-    with attributor:
-        agree(graph, attributor, clip, 1e-9)
+    # As Zennit merges, its logits differ from the network's by 5e-6.
+    assert torch.allclose(graph(clip, torch.tensor([-1]))[0], model(clip), rtol=1e-12)
+    with as_attributor(attributor, model, clip=clip) as ours:
+        agree(graph, ours, clip, 1e-9)
 
 
 @pytest.mark.slow

@@ -32,7 +32,6 @@ import selrel_zennit as sr
 from networks import snapshot
 from residual import by_hand, residual
 from selrel_zennit.attribution import Gradient, VideoAttributor
-from selrel_zennit.attribution.guided import RefuseOtherReLUs
 from selrel_zennit.canonizers import VideoCanonizer
 from selrel_zennit.linter import lint
 from selrel_zennit.pipeline import explain_video
@@ -248,8 +247,7 @@ def test_a_guided_composite_stays_a_gradient(model, clip):
     composite = GuidedBackprop(canonizers=[SequentialMergeBatchNorm()])
     explanation = sr.explain(model, clip, composite, TARGET)
     close(explanation.relevance, attributed(ZennitGradient(by_hand(model), GuidedBackprop()), clip))
-    held = sr.build_method(composite, model).composite
-    assert [type(one) for one in held.canonizers] == [RefuseOtherReLUs]
+    assert sr.build_method(composite, model).composite.canonizers == []
 
 
 def test_one_composite_serves_two_networks(model, clip):
@@ -394,22 +392,6 @@ class Registers(ZennitGradient):
         return super().__enter__()
 
 
-class Normed(nn.Module):
-    """A network with a layer that rules of these composites do not cover."""
-
-    spec = sr.ClipSpec(frames=4, short_side=8, crop=8)
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv3d(3, 4, 3, padding=1)
-        self.norm = nn.GroupNorm(2, 4)
-        self.relu = nn.ReLU6()
-        self.fc = nn.Linear(4, 5)
-
-    def forward(self, clip):
-        return self.fc(self.relu(self.norm(self.conv(clip))).mean((2, 3, 4)))
-
-
 def of_another(model):
     return ZennitGradient(copy.deepcopy(model))
 
@@ -442,31 +424,6 @@ def test_what_cannot_be_is_refused_in_a_sentence(fault, model, clip):
         sr.explain(model, clip, build(model), **(options[0] if options else {}))
     assert "\n" not in str(caught.value)
     assert snapshot(model, clip) == before
-
-
-def test_layers_without_a_rule_are_refused():
-    model = Normed().eval()
-    clip = torch.randn(1, *model.spec.shape)
-    with pytest.raises(sr.InputError, match=r"EpsilonPlus has no rule for GroupNorm \(norm\)"):
-        sr.explain(model, clip, EpsilonPlus())
-    own = LayerMapComposite([(nn.GroupNorm, Pass()), *RULES])
-    assert sr.build_method(own, model).composite.completed is own
-    model = nn.Sequential(nn.Conv3d(3, 2, 1), nn.ReLU(), nn.Conv3d(2, 2, 1), nn.ReLU6(), nn.Flatten()).eval()
-    with pytest.raises(sr.InputError, match=r"GuidedBackprop has no rule for ReLU6 \(3\)"):
-        sr.explain(model, clip, GuidedBackprop())
-
-
-def test_functional_relus_are_refused(clip):
-    class Functional(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = residual()
-
-        def forward(self, clip):
-            return torch.relu(self.inner(clip))
-
-    with pytest.raises(sr.InputError, match="calls relu, a ReLU that guided rules do not see"):
-        sr.explain(Functional().eval(), clip, GuidedBackprop())
 
 
 def test_an_attributor_that_raises_leaves_nothing(model, clip):

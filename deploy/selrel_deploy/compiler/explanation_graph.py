@@ -172,11 +172,11 @@ def compile_explanation(
         model = attributor.model if model is None else model
     elif model is None:
         raise InputError("a composite and a method's name are for a network: give model=…")
-    attributor = as_attributor(attributor, model)
-    if any(module.training for module in attributor.model.modules()):
-        raise InputError("the model is in training mode: call model.eval() before compiling its explanation")
     if clip.ndim != 5:
         raise InputError(f"the clip must be [B,3,T,H,W], got {tuple(clip.shape)}")
+    attributor = as_attributor(attributor, model, clip=clip)
+    if any(module.training for module in attributor.model.modules()):
+        raise InputError("the model is in training mode: call model.eval() before compiling its explanation")
     selection = selection or MotionSelection()
     if isinstance(selection, CalibratedSelection):
         selection.check(attributor)
