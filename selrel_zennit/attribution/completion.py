@@ -11,7 +11,8 @@ from zennit.canonizers import Canonizer, CompositeCanonizer, MergeBatchNorm
 from zennit.composites import LayerMapComposite, MixedComposite, NameMapComposite
 from zennit.core import Composite
 from zennit.layer import Sum
-from zennit.rules import Norm, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
+from zennit.rules import Norm, Pass, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
+from zennit.types import BatchNorm
 
 from ..canonizers import VideoCanonizer
 from ..errors import InputError
@@ -24,10 +25,10 @@ _GRADIENTS = (ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
 class Completed(MixedComposite):
     """A composite with what it lacks on video networks; itself it is neither changed nor registered.
 
-    Where its rules hand down relevance, VideoCanonizer is added, unless it is there, and sums that it gives no rule
-    take Zennit's Norm. Canonizers of its own run first. Zennit's merges of batch norms are left out: VideoCanonizer
-    merges by what the network computes, not by the order of registration, and nothing is merged twice. A composite
-    that changes gradients at ReLUs alone, as GuidedBackprop does, gets neither.
+    Where its rules hand down relevance, VideoCanonizer is added, unless it is there; sums that it gives no rule take
+    Zennit's Norm, batch norms Pass, as in Zennit's own composites. Canonizers of its own run first. Zennit's merges of
+    batch norms are left out: VideoCanonizer merges by what the network computes, not by the order of registration, and
+    nothing is merged twice. A composite that changes gradients at ReLUs alone, as GuidedBackprop does, gets neither.
 
     ``shape`` is that of a clip without the batch, by default ``model.spec.shape``. Registering raises InputError for a
     network of which no module gets a rule, or that lacks a module which the composite names.
@@ -39,7 +40,7 @@ class Completed(MixedComposite):
         self.canonizers = _without_merges(composite.canonizers)
         self.added: list[tuple[Any, Any]] = []
         if not _guided(composite):
-            self.added = [(Sum, Norm())]
+            self.added = [(Sum, Norm()), (BatchNorm, Pass())]
             self.composites = [composite, LayerMapComposite(self.added)]
             if not any(isinstance(one, VideoCanonizer) for one in _all_canonizers(self)):
                 self.canonizers.append(VideoCanonizer(shape))
@@ -71,7 +72,8 @@ def completed(composite: Composite, shape: tuple[int, ...] | None = None) -> Com
     canonizers = list(_all_canonizers(composite))
     merges = any(isinstance(one, MergeBatchNorm) for one in canonizers)
     canonized = any(isinstance(one, VideoCanonizer) for one in canonizers)
-    complete = not merges and (_guided(composite) or (canonized and _shares_sums(composite)))
+    ruled = all(any(isinstance(one, types) for types in _types(composite)) for one in (Sum(), nn.BatchNorm3d(1)))
+    complete = not merges and (_guided(composite) or (canonized and ruled))
     return composite if complete or isinstance(composite, Completed) else Completed(composite, shape)
 
 
@@ -81,16 +83,16 @@ def _guided(composite: Composite) -> bool:
     return bool(rules) and all(isinstance(rule, _GRADIENTS) or getattr(rule, "guided", False) for _, rule in rules)
 
 
-def _shares_sums(composite: Composite) -> bool:
-    return any(isinstance(Sum(), types) for types, _ in _rules(composite) if not isinstance(types, list | str))
-
-
 def _rules(composite: Composite) -> Iterator[tuple[Any, Any]]:
     """Yield what a composite maps to its rules, and the rules."""
     for name in ("first_map", "layer_map", "name_map"):
         yield from getattr(composite, name, None) or ()
     for one in getattr(composite, "composites", ()):
         yield from _rules(one)
+
+
+def _types(composite: Composite) -> list[Any]:
+    return [types for types, _ in _rules(composite) if not isinstance(types, list | str)]
 
 
 def _all_canonizers(composite: Composite) -> Iterator[Canonizer]:

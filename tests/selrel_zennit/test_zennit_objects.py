@@ -235,11 +235,12 @@ def test_a_composite_of_any_kind_explains_what_zennit_by_hand_does(kind, model, 
     close(explanation.relevance, attributed(ZennitGradient(by_hand(model), reference), clip))
 
 
-def test_names_alone_leave_the_other_layers_their_gradient(model, clip):
-    """What Zennit does: only the sums that the canonizer makes take a rule of their own."""
-    explanation = sr.explain(model, clip, NameMapComposite(OURS), TARGET)
-    reference = MixedComposite([NameMapComposite(ZENNITS), LayerMapComposite([(Sum, Norm())])])
-    close(explanation.relevance, attributed(ZennitGradient(by_hand(model), reference), clip))
+def test_names_alone_are_enough(model, clip):
+    ours = [*OURS, (["relu", "layer1.0.relu", "layer1.1.relu"], Pass()), (["pool"], Norm())]
+    zennits = [*ZENNITS, (["1", "2.0.relu", "2.1.relu"], Pass()), (["3"], Norm())]
+    reference = MixedComposite([NameMapComposite(zennits), LayerMapComposite([(Sum, Norm())])])
+    expected = attributed(ZennitGradient(by_hand(model), reference), clip)
+    close(sr.explain(model, clip, NameMapComposite(ours), TARGET).relevance, expected)
 
 
 def test_a_guided_composite_stays_a_gradient(model, clip):
@@ -368,7 +369,8 @@ def test_info_of_a_composite_tells_its_rules(model):
     gamma = {"class": "zennit.rules.Gamma", "gamma": 0.5, "stabilizer": 1e-6, "zero_params": None}
     assert {"types": "zennit.types.Convolution", "rule": gamma} in by_type["layer_map"]
     assert said["added_rules"] == [
-        {"types": "zennit.layer.Sum", "rule": {"class": "zennit.rules.Norm", "stabilizer": 1e-6}}
+        {"types": "zennit.layer.Sum", "rule": {"class": "zennit.rules.Norm", "stabilizer": 1e-6}},
+        {"types": "zennit.types.BatchNorm", "rule": {"class": "zennit.rules.Pass"}},
     ]
     assert [one["class"] for one in said["canonizers"]] == ["selrel_zennit.canonizers.VideoCanonizer"]
     assert json.loads(json.dumps(info)) == info
