@@ -43,6 +43,8 @@ class GuidedReLU(Hook):
     pass itself. For nn.ReLU and nn.ReLU6, in place too.
     """
 
+    guided = True  # the rule of a method that leaves all else to the gradient
+
     def register(self, module: nn.Module) -> RemovableHandleList:
         """Register the one forward hook that is needed; before others, so that the output is the ReLU's own."""
         return RemovableHandleList([RemovableHandle(self), module.register_forward_hook(self._guide, prepend=True)])
