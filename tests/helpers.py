@@ -35,8 +35,8 @@ def _array(value: Any) -> npt.NDArray[Any]:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def slow_but(names: Iterable[str], *fast: str) -> list[Any]:
-    """Return parameters for ``names``, all marked slow but those that stand after them."""
+def slow_but(names: Iterable[Any], *fast: Any) -> list[Any]:
+    """Return parameters for ``names``, all marked slow but those in ``fast``."""
     names = list(names)
     assert set(fast) <= set(names), f"{fast} are not all among {names}"
     return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -144,6 +144,7 @@ def newer_than_3_10(*paths: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_device_path_uses_nothing_newer_than_3_10() -> None:
     assert not newer_than_3_10(*(SOURCES[name] for name in DEVICE_PATH if name in SOURCES))
 

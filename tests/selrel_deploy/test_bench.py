@@ -334,6 +334,7 @@ def graph():
     return compile_explanation(sr.build_method("gradcam", model), torch.zeros(1, *model.spec.shape))
 
 
+@pytest.mark.slow
 def test_an_artifact_has_no_forward_row_unless_it_is_split(graph, tmp_path, quick, video):
     path = export(graph, tmp_path / "cam.onnx")
     result = bench_artifact(path, ("onnxruntime",), [str(video)], Pacing(rounds=2), threads=1)

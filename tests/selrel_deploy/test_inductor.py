@@ -55,6 +55,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_constants_are_frozen_and_transposed_convolutions_right(threads):
     graph = graph_of("fp32", stride=2)
     assert [node for node in graph.module.graph.find_nodes(op="call_function", target=aten.convolution.default)

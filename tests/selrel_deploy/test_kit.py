@@ -192,6 +192,7 @@ def test_the_golden_files_are_the_first_case(kits):
         assert np.array_equal(raw, golden[name][0].ravel())
 
 
+@pytest.mark.slow
 def test_polygraphy_takes_its_script(kits, tmp_path):
     """With ONNX Runtime in both places: the same comparison, and a limit that is missed fails."""
     kit = tmp_path / "kit"

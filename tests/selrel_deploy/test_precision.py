@@ -153,6 +153,7 @@ def test_small_and_zero_relevance_does_not_vanish(precision):
     assert torch.isfinite(explain(graph, torch.zeros_like(clip))).all()
 
 
+@pytest.mark.slow
 def test_every_kind_of_layer():
     model = varied(torch.float32)
     attributor = sr.build_method("dtd", model)

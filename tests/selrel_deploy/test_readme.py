@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import selrel_zennit as sr
 from selrel_deploy.runners import RUNNERS
 from selrel_zennit.synthetic.embedded import demo_frames
@@ -10,6 +12,7 @@ from selrel_zennit.synthetic.embedded import demo_frames
 README = (Path(__file__).parents[2] / "deploy" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_code_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sr, "read_frames", lambda path, count: demo_frames()[:count])

@@ -286,7 +286,7 @@ def test_openvino_repeats_voxels_of_clips_at_once(tmp_path):
     # Neither another interpolation nor other axes after it.
     for mode in ("bilinear", "nearest"):
         other = tmp_path / f"{mode}.onnx"
-        torch.onnx.export(Resized(mode), (torch.zeros(1, 3, 2, 4, 4),), other, dynamo=True, verbose=False)
+        torch.onnx.export(Resized(mode).eval(), (torch.zeros(1, 3, 2, 4, 4),), other, dynamo=True, verbose=False)
         assert len(images(_read(core, other))) == 1
 
 

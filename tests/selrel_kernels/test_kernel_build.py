@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import slow_but
 from selrel_kernels import build, cubins
 from selrel_kernels.plan import CLUSTER_ARCH, MAX_THREADS, SUFFIXES, KernelUnavailable
 
@@ -22,7 +23,7 @@ def expected_kernels(arch: int) -> set[str]:
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc, the compiler of the CUDA toolkit")
-@pytest.mark.parametrize("arch", build.ARCHITECTURES)
+@pytest.mark.parametrize("arch", slow_but(build.ARCHITECTURES, 90))
 def test_no_kernel_spills(tmp_path: Path, arch: int) -> None:
     source = tmp_path / "select_motion.cu"
     source.write_text(cubins.source(), encoding="utf-8")

@@ -130,7 +130,7 @@ def test_start(video, tmp_path):
     ("name", "frames", "note"),
     [
         ("short", moving(5), "loop padded"),
-        ("large", moving(16, 2160, 3840), "3840×2160 pixels: resized"),
+        pytest.param("large", moving(16, 2160, 3840), "3840×2160 pixels: resized", marks=pytest.mark.slow),
         ("odd", moving(16, 33, 47), "47×33 pixels: resized"),
         ("grey", moving(16)[..., 0], "greyscale"),
         ("rgba", np.concatenate([moving(16), np.full((16, 40, 50, 1), 128, np.uint8)], -1), "alpha"),

@@ -33,7 +33,9 @@ def predictions(model: nn.Module, clips: list[np.ndarray]) -> np.ndarray:
         return np.concatenate([model(torch.from_numpy(model.spec.from_pixels(batch))).argmax(1) for batch in batches])
 
 
-@pytest.mark.parametrize("opposed", [False, True], ids=["uncorrelated", "opposed"])
+@pytest.mark.parametrize(
+    "opposed", [pytest.param(False, marks=pytest.mark.slow), True], ids=["uncorrelated", "opposed"]
+)
 def test_it_names_the_motion_of_fresh_clips(model: nn.Module, opposed: bool) -> None:
     clips = list(dataset(SyntheticSpec(shake=1, opposed=opposed), 77, 80))
     found = predictions(model, [clip.frames for clip in clips])

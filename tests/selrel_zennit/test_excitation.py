@@ -74,6 +74,7 @@ def test_excitation_backprop_sums_to_one_without_biases(batch_norm, clip):
     assert relevance.min() >= 0
 
 
+@pytest.mark.slow
 def test_excitation_backprop_sums_to_one_on_a_real_clip(real_clips):
     model = sr.load_model("c3d", weights="random", num_classes=101)
     clip = model.spec.clip(sr.read_frames(real_clips["cricket_shot"], count=16))
