@@ -152,6 +152,12 @@ def _condition(text: str | None, num_classes: int, names: list[str] | None) -> C
     return Condition(TOP if name == "any" else class_index(name, num_classes, names), probability)
 
 
+def _composite(info: dict[str, Any]) -> str | None:
+    """Return the class of an artifact's composite, the last part of its name."""
+    composite = info.get("composite")
+    return None if composite is None else str(composite["class"]).rpartition(".")[2]
+
+
 def _settings(artifact: Artifact, runner: Runner, video: str | None) -> dict[str, Any]:
     """Return the summary's entries that say how the explanation was made, by the names that explain gives them."""
     info, selection = artifact.info, artifact.selection
@@ -162,7 +168,7 @@ def _settings(artifact: Artifact, runner: Runner, video: str | None) -> dict[str
         "video": video if video is not None else "embedded clip",
         "model": info.get("model") or "unknown model",
         "weights": weights_entry(weights) if weights["weights"] is not None else None,
-        "method": info.get("method") or "unknown method",
+        "method": info.get("method") or _composite(info) or "unknown method",
         "preset": preset,
         "n_sigma": selection.get("n_sigma"),
         **alpha,
