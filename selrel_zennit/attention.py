@@ -32,9 +32,10 @@ from zennit.layer import Sum
 from zennit.rules import Epsilon, Gamma, Pass, ZPlus
 from zennit.types import Convolution, Linear
 
-from .composites import find_head
 from .errors import InputError
-from .sums import ResidualSum, register_each
+from .function_canonizer import register_each
+from .functions import ResidualSum
+from .paths import class_layers
 
 Tensor = torch.Tensor
 
@@ -158,12 +159,11 @@ class AttnLRPEpsilonPlus(Composite):
     """AttnLRP: EpsilonPlus for networks with attention that AttentionCanonizer takes apart; see the module.
 
     Convolutions take z⁺, and so do linear layers, which are convolutions of size 1 over the tokens; sums take
-    SumByMagnitude. The class layer ``head`` (default: ``find_head``) and average pools take the ε-rule. ``gamma`` puts
+    SumByMagnitude. The class layer ``head`` (default: what gives the logits) and average pools take the ε-rule. ``gamma`` puts
     the γ-rule in the place of z⁺ behind the first convolution (0.05 to 1 for images; 0 is the ε-rule), and the ε-rule
     in sums, as the paper has it: relevance then grows where contributions cancel. ``stabilizer`` is that of z⁺ and γ.
     ``zero_params="bias"`` drops the biases, those of positions and windows too. Raises InputError for a γ that is no
-    number of 0 or more, for a ``head`` that does not exist, and in a forward pass where that layer does not give the
-    logits: a class layer that is registered early would get z⁺.
+    number of 0 or more, and for a ``head`` that does not exist or does not give the logits.
 
     So many z⁺ layers make the map blind to the class: in swin3d_t with random weights, maps of different classes have
     cosine 1.000 (8 frames of 64×64). γ = 0.25 tells them better apart, and Σ|R| stays near 1 there;
@@ -204,35 +204,14 @@ class AttnLRPEpsilonPlus(Composite):
     def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
         """Return the rule for a module, None where there is none. Zennit begins with the whole model, named ""."""
         if not name:
-            ctx["head"] = self._find_head(module)
-        if module is ctx["head"]:
+            layers = any(isinstance(one, Linear) for one in module.modules())
+            ctx["heads"] = class_layers(module, self.head) if self.head is not None or layers else []
+        if module in ctx["heads"]:
             return self.epsilon
         if isinstance(module, Convolution) and not ctx.get("first"):
             ctx["first"] = True
             return self.first
         return next((hook for types, hook in self.layer_map if isinstance(module, types)), None)
-
-    def register(self, module: nn.Module) -> None:
-        """Register the rules, and watch that the class layer gives the logits."""
-        super().register(module)
-        head = self._find_head(module)
-
-        def check(module: nn.Module, args: Any, output: Any) -> None:
-            width = getattr(head, "out_features", getattr(head, "out_channels", None))
-            if isinstance(output, Tensor) and output.ndim > 1 and width != output.shape[1]:
-                raise InputError(
-                    f"the class layer was taken to be {head}, but the model gives {output.shape[1]} logits: "
-                    "register the class layer last, or name it in AttnLRPEpsilonPlus(head='…')"
-                )
-
-        if head is not None:
-            self.handles.append(module.register_forward_hook(check))
-
-    def _find_head(self, model: nn.Module) -> nn.Module | None:
-        """Return the class layer, None for a part of a network without linear layers."""
-        if self.head is None and not any(isinstance(module, Linear) for module in model.modules()):
-            return None
-        return find_head(model, self.head)
 
 
 class AttentionCanonizer(Canonizer):

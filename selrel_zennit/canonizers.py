@@ -1,7 +1,7 @@
-"""Canonizers for video networks: residual additions become Zennit's Sum, batch norms become part of convolutions.
+"""Canonizers for video networks: functions become modules with rules, batch norms become part of convolutions.
 
 They look at what a network computes, not at its name or the order in which its modules are registered: at the graph of
-each module's own ``forward`` for additions, at a run on fake tensors (shapes without values) for batch norms.
+each module's own ``forward`` for functions, at a run of a copy on fake tensors (shapes without values) for batch norms.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from zennit.canonizers import Canonizer, CompositeCanonizer
 from zennit.types import BatchNorm, ConvolutionTranspose, Linear
 
 from .dry_run import dry_run
+from .function_canonizer import FunctionCanonizer
+from .functions import ResidualSum
 from .gates import GateCanonizer, LSTMCanonizer
-from .sums import ResidualSum, SumCanonizer
 
-__all__ = ["BatchNormCanonizer", "ResidualSum", "SumCanonizer", "VideoCanonizer", "neighbours"]
+__all__ = ["BatchNormCanonizer", "FunctionCanonizer", "ResidualSum", "VideoCanonizer", "neighbours"]
 
 
 class BatchNormCanonizer(Canonizer):
-    """Merges every batch norm into the convolution or linear layer that feeds it, or into the one that it feeds.
+    """Merges every batch norm into the convolution or linear layer that feeds it.
 
-    Which they are is seen by a run of the network on fake tensors of the clip's shape, or on a clip of zeros where it
-    looks at values: order of registration plays no
-    part. A batch norm with nothing but a layer before it is merged whole, and then computes the identity, exactly. One
-    with nothing but a convolution behind it gives that convolution its scale and keeps the rest, a shift: with zero
-    padding a shift cannot go into a bias, the border would differ. One between two other operations stays.
+    Which that is is seen by a run of a copy of the network on fake tensors of the clip's shape, or on a clip of zeros
+    where it looks at values: order of registration plays no part. A merged batch norm computes the identity, exactly.
+
+    Any other batch norm stays, and rules pass its relevance on. Before a convolution that is the same as merging: the
+    contributions w·(s·x + b) are those of a layer with weights w·s to x + b/s, where there is such a thing (s ≠ 0).
 
     Parameters keep their identity; ``remove`` gives them their values back.
     """
@@ -45,32 +46,19 @@ class BatchNormCanonizer(Canonizer):
             return []
         instance = BatchNormCanonizer(self.shape)
         try:
-            for layer, norm, norm_first in neighbours(root_module, self.shape):
-                instance.register(layer, norm, norm_first)
+            for layer, norm in neighbours(root_module, self.shape):
+                instance.register(layer, norm)
         except BaseException:
             instance.remove()
             raise
         return [instance]
 
     @torch.no_grad()
-    def register(self, layer: nn.Module, norm: nn.Module, norm_first: bool) -> None:
+    def register(self, layer: nn.Module, norm: nn.Module) -> None:
         """Merge one batch norm into one layer."""
         scale, shift = _affine(norm)
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
         bias: torch.Tensor | None = layer.bias  # type: ignore[assignment]
-        if norm_first:
-            axis = 0 if isinstance(layer, ConvolutionTranspose) else 1
-            groups = int(getattr(layer, "groups", 1))
-            if axis == 1 and groups > 1:
-                # Weights [out, in/groups, …]: each group of outputs sees inputs of its own.
-                per_output = scale.reshape(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
-                factor = per_output.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
-            else:
-                factor = scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-            self._set(layer, "weight", weight * factor)
-            rest = torch.where(scale != 0, shift / scale, torch.zeros_like(shift))
-            self._make_shift(norm, rest)
-            return
         if isinstance(layer, ConvolutionTranspose):
             groups = int(getattr(layer, "groups", 1))
             per_input = scale.reshape(groups, 1, -1).expand(-1, len(weight) // groups, -1).flatten(0, 1)
@@ -79,11 +67,10 @@ class BatchNormCanonizer(Canonizer):
             factor = scale.reshape(-1, *[1] * (weight.ndim - 1))
         self._set(layer, "weight", weight * factor)
         self._set(layer, "bias", shift if bias is None else bias * scale + shift)
-        self._make_shift(norm, torch.zeros_like(shift))
+        self._make_identity(norm)
 
-    def _make_shift(self, norm: Any, shift: torch.Tensor) -> None:
-        """Let the batch norm add a constant and nothing else."""
-        self._set(norm, "running_mean", -shift)
+    def _make_identity(self, norm: Any) -> None:
+        self._set(norm, "running_mean", torch.zeros_like(norm.running_mean))
         # ε is added again inside; the sum is one as nearly as the type can say.
         self._set(norm, "running_var", torch.full_like(norm.running_var, 1 - norm.eps))
         for name, value in (("weight", 1.0), ("bias", 0.0)):
@@ -116,8 +103,8 @@ def _affine(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias
 
 
-def neighbours(model: nn.Module, shape: tuple[int, ...] | None = None) -> list[tuple[nn.Module, nn.Module, bool]]:
-    """Return (layer, batch norm, whether the norm comes first) for each that can be merged, in the order they run.
+def neighbours(model: nn.Module, shape: tuple[int, ...] | None = None) -> list[tuple[nn.Module, nn.Module]]:
+    """Return (layer, batch norm) for each batch norm that can be merged into the layer before it, as they run.
 
     ``shape`` is that of a clip without the batch, by default ``model.spec.shape``. A pair must be alone with the
     tensor between them: what else reads it would see the merged values. Modules that run more than once are left out,
@@ -126,14 +113,7 @@ def neighbours(model: nn.Module, shape: tuple[int, ...] | None = None) -> list[t
     Raises InputError where the network does not run on a clip of that shape.
     """
     watch = _Watch()
-    handles = [
-        module.register_forward_hook(watch.note) for module in model.modules() if isinstance(module, Linear | BatchNorm)
-    ]
-    try:
-        dry_run(model, shape, watch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    dry_run(model, shape, watch, (Linear, BatchNorm))
     return watch.pairs(model)
 
 
@@ -161,42 +141,37 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.kept += [args, output]
-        self.runs.setdefault(module, []).append((id(args[0]), id(output)))
+        self.runs.setdefault(module, []).append((id(args[0]) if args else 0, id(output)))
 
-    def pairs(self, model: nn.Module) -> list[tuple[nn.Module, nn.Module, bool]]:
+    def pairs(self, model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
         once = {module: runs[0] for module, runs in self.runs.items() if len(runs) == 1}
-        layers = {module: run for module, run in once.items() if isinstance(module, Linear)}
         owners: dict[int, int] = {}
         for module in model.modules():
             for parameter in module._parameters.values():
                 if parameter is not None:
                     owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-        layers = {module: run for module, run in layers.items() if owners.get(id(module.weight)) == 1}
-        makes = {made: module for module, (_, made) in layers.items()}
-        takes = {taken: module for module, (taken, _) in layers.items()}
-        found: list[tuple[nn.Module, nn.Module, bool]] = []
-        used: set[nn.Module] = set()
-        for norm, (taken, made) in once.items():
-            if not isinstance(norm, BatchNorm) or norm.running_mean is None:
-                continue
-            before, behind = makes.get(taken), takes.get(made)
-            if before is not None and self.readers.get(taken) == 1:
-                found.append((before, norm, False))
-            elif behind is not None and self.readers.get(made) == 1 and behind not in used:
-                found.append((behind, norm, True))
-                used.add(behind)
-        return found
+        makes = {
+            made: module
+            for module, (_, made) in once.items()
+            if isinstance(module, Linear) and owners.get(id(module.weight)) == 1
+        }
+        return [
+            (makes[taken], norm)
+            for norm, (taken, _) in once.items()
+            if isinstance(norm, BatchNorm) and norm.running_mean is not None
+            if taken in makes and self.readers.get(taken) == 1
+        ]
 
 
 class VideoCanonizer(CompositeCanonizer):
-    """SumCanonizer, BatchNormCanonizer, GateCanonizer and LSTMCanonizer: what every network of the pack needs.
+    """FunctionCanonizer, BatchNormCanonizer, GateCanonizer and LSTMCanonizer: what every network of the pack needs.
 
     ``shape`` is that of a clip without the batch, by default ``model.spec.shape``. Where one of them raises, what the
     others did before is undone.
     """
 
     def __init__(self, shape: tuple[int, ...] | None = None) -> None:
-        super().__init__([SumCanonizer(), BatchNormCanonizer(shape), GateCanonizer(), LSTMCanonizer(shape)])
+        super().__init__([FunctionCanonizer(), BatchNormCanonizer(shape), GateCanonizer(), LSTMCanonizer(shape)])
 
     def apply(self, root_module: nn.Module) -> list[Canonizer]:
         """Apply them in turn; return what undoes it."""

@@ -6,28 +6,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from zennit.composites import (
-    ExcitationBackprop,
-    MixedComposite,
-    SpecialFirstLayerMapComposite,
-    layer_map_base,
-    register_composite,
-)
+from zennit.composites import ExcitationBackprop, MixedComposite, layer_map_base, register_composite
 from zennit.core import Composite, Hook
 from zennit.rules import Epsilon, Pass, ZBox, ZPlus
 from zennit.types import Activation, BatchNorm, Convolution, Linear, MaxPool
 
 from .errors import InputError
+from .paths import class_layers
 from .rules import ProportionalMaxPool, ZPlusContrast
-from .text import close_names
+from .stems import FirstAsItRuns
 
 
 @register_composite("dtd")
-class DTD(SpecialFirstLayerMapComposite):
+class DTD(FirstAsItRuns):
     """Deep Taylor decomposition of a ReLU network, as Hiley et al. 2020 apply it to C3D.
 
-    The first convolution takes the z^B rule with the box of valid inputs; every other convolution and every linear
-    layer, the class layer too, takes z⁺ (α1β0). Biases are dropped, which Zennit's rules keep by default. ReLU and
+    The convolutions that see the clip take the z^B rule with the box of valid inputs; every other convolution and every
+    linear layer, the class layer too, takes z⁺ (α1β0). Biases are dropped, which Zennit's rules keep by default. ReLU and
     batch norm pass relevance; sums and average pools share it in proportion. A max pool hands it to the winner (its
     gradient, ``pool="winner"``) or shares it in proportion to the activations (``pool="proportional"``, see
     ProportionalMaxPool). Relevance sums to the initial relevance.
@@ -52,6 +47,8 @@ class DTD(SpecialFirstLayerMapComposite):
         if pool not in ("winner", "proportional"):
             raise InputError(f"pool must be 'winner' or 'proportional', got {pool!r}")
         rule = {"stabilizer": stabilizer, "zero_params": zero_params}
+        self.low, self.high, self.box_settings = low, high, rule
+        self.box = ZBox(low=low, high=high, **rule)
         shared = [(MaxPool, ProportionalMaxPool())] if pool == "proportional" else []
         super().__init__(
             layer_map=[
@@ -61,7 +58,7 @@ class DTD(SpecialFirstLayerMapComposite):
                 (Convolution, ZPlus(**rule)),
                 (Linear, ZPlus(**rule)),
             ],
-            first_map=[*(first_map or []), (Convolution, ZBox(low=low, high=high, **rule))],
+            first_map=[*(first_map or []), (Convolution, self.box)],
             canonizers=canonizers,
         )
 
@@ -70,7 +67,7 @@ class DTD(SpecialFirstLayerMapComposite):
 class DTDEpsilonHead(MixedComposite):
     """DTD with the Epsilon rule in the class layer, so that what speaks against a class counts.
 
-    ``head`` names the class layer (default: ``find_head``). ``epsilon`` is that of the Epsilon rule; the other
+    ``head`` names the class layer (default: what gives the logits). ``epsilon`` is that of the Epsilon rule; the other
     arguments are those of DTD, and ``zero_params`` holds for the class layer too.
 
     Source: Hiley et al. 2020 with the Epsilon rule of Bach et al. 2015, which Montavon et al. 2019, §10.3, advise
@@ -102,7 +99,7 @@ class ContrastiveExcitationBackprop(MixedComposite):
 
     Zennit's ExcitationBackprop keeps biases by default and gives activations and batch norms their gradient; here
     relevance passes both, so that it is conserved. On ReLU networks without batch norm the two are the same.
-    With ``contrastive``, the class layer ``head`` (default: ``find_head``) takes the difference between its weights
+    With ``contrastive``, the class layer ``head`` (default: what gives the logits) takes the difference between its weights
     and its negated weights. The rules are linear in the relevance, so this one pass equals the paper's two passes,
     whichever lower layer they are subtracted at.
 
@@ -126,7 +123,7 @@ class ContrastiveExcitationBackprop(MixedComposite):
 class HeadComposite(Composite):
     """One rule for the class layer, none for the others: the first part of a MixedComposite.
 
-    ``head`` is the name of the class layer; without it, ``find_head`` says which it is.
+    ``head`` is the name of the class layer; without it, ``class_layers`` says which it is.
     """
 
     def __init__(self, rule: Hook, head: str | None = None) -> None:
@@ -137,25 +134,8 @@ class HeadComposite(Composite):
     def mapping(self, ctx: dict[str, Any], name: str, module: nn.Module) -> Hook | None:
         """Return the rule for the class layer, else None. Zennit begins with the whole model, named ""."""
         if not name:
-            ctx["head"] = find_head(module, self.head)
-        return self.rule if module is ctx["head"] else None
-
-
-def find_head(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Return the class layer: the module ``name``, by default the last linear layer or convolution that is registered.
-
-    Registration order is Zennit's own convention, by which it finds the first layer. Where a network registers its
-    class layer earlier, or has an unused one behind it, give the name. Raises InputError for a name that does not
-    exist or is no linear layer, and for a model without one.
-    """
-    layers: dict[str, nn.Module] = {key: module for key, module in model.named_modules() if isinstance(module, Linear)}
-    if name is None:
-        if not layers:
-            raise InputError("the model has no linear layer or convolution to take for its class layer")
-        return list(layers.values())[-1]
-    if name not in layers:
-        raise InputError(f"the model has no linear layer or convolution {name!r}{close_names(name, layers)}")
-    return layers[name]
+            ctx["heads"] = class_layers(module, self.head)
+        return self.rule if module in ctx["heads"] else None
 
 
 def release_hooks(composite: Composite) -> None:

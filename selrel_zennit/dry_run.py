@@ -10,36 +10,54 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .clip import ClipSpec
+from .copying import own_copy
 from .errors import InputError
 
 
 class Watch(AbstractContextManager[Any], Protocol):
-    """What watches a run: a context, and ``forget`` for a run that failed halfway."""
+    """What watches a run: a context, ``forget`` for a run that failed halfway, and ``note`` for modules that ran."""
 
     def forget(self) -> None:
         """Begin again."""
 
+    def note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Take note of a module of the network, with what it took and gave."""
 
-def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch) -> None:
-    """Run ``model`` once inside ``watch``, on fake tensors or, where it looks at values, on a clip of zeros.
 
-    ``shape`` is that of a clip without the batch, by default ``model.spec.shape``. Raises InputError where the network
-    does not run on a clip of that shape.
+def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch, kinds: Any = nn.Module) -> None:
+    """Run a copy of ``model`` once inside ``watch``, on fake tensors or, where it looks at values, on a clip of zeros.
+
+    The network itself is not run: it might keep what it was given. ``watch.note`` is told of its modules of these
+    ``kinds``. ``shape`` is that of a clip without the batch, by default ``model.spec.shape``. Gradients are off.
+
+    Raises InputError where the network does not run on a clip of that shape.
     """
     spec = getattr(model, "spec", None)
     shape = shape or (spec or ClipSpec()).shape
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    made = own_copy(model)
+    parameter = next((p for p in made.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def noting(module: nn.Module) -> Any:
+        return lambda copied, args, output: watch.note(module, args, output)
+
+    for module, copied in zip(model.modules(), made.modules(), strict=True):
+        if isinstance(module, kinds):
+            copied.register_forward_hook(noting(module), prepend=True)
 
     def run(values: AbstractContextManager[Any]) -> None:
         watch.forget()
-        with torch.no_grad(), values, watch:
-            model(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
+        with torch.inference_mode(False), torch.no_grad(), values, watch:
+            made(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
 
     try:
         try:
             run(FakeTensorMode(allow_non_fake_inputs=True))
+        except InputError:
+            raise
         except Exception:  # what a network does to look at values
             run(nullcontext())
+    except InputError:
+        raise
     except Exception as error:
         sentence = only_for_pictures(model)
         if sentence is not None:

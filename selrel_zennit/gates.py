@@ -133,8 +133,8 @@ class LSTMCanonizer(Canonizer):
         modules = [m for m in root_module.modules() if isinstance(m, nn.LSTM) and "forward" not in vars(m)]
         if not modules:
             return []
-        watch = _Lengths(modules)
-        dry_run(root_module, self.shape, watch)
+        watch = _Lengths()
+        dry_run(root_module, self.shape, watch, nn.LSTM)
         instances: list[Canonizer] = []
         for module in modules:
             instance = LSTMCanonizer(self.shape)
@@ -179,22 +179,20 @@ def refuse_other_recurrence(model: nn.Module) -> None:
 class _Lengths:
     """Notes how many steps each module takes in a run."""
 
-    def __init__(self, modules: list[nn.LSTM]) -> None:
-        self.modules = modules
+    def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
         self.lengths: dict[nn.Module, int] = {}
 
-    def note(self, module: Any, args: tuple[Any, ...]) -> None:
+    def note(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         self.lengths[module] = _steps_of(module, args[0])
 
     def __enter__(self) -> None:
-        self.handles = [module.register_forward_pre_hook(self.note) for module in self.modules]
+        pass
 
     def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
+        pass
 
 
 def _steps_of(module: nn.LSTM, input: Any) -> int:

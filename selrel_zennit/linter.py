@@ -158,7 +158,7 @@ def _check_method(attributor: Attributor, model: nn.Module, name: str) -> None:
     if isinstance(attributor, Contrastive):
         raise _contrast(name, attributor)
     if isinstance(attributor, ExcitationBackprop):
-        options = {"contrastive": attributor.head is not None, "layer": attributor.layer_name is not None}
+        options = {"contrastive": attributor.contrastive, "layer": attributor.layer_name is not None}
         option = next((key for key, given in options.items() if given), None)
         if option is not None:
             raise InputError(f"{name} with {option} does not end with all of the relevance: lint it without {option}")

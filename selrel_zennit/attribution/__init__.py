@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .gradient import Gradient as Gradient
     from .gradient import GradientXInput as GradientXInput
     from .lrp import Contrastive as Contrastive
-    from .lrp import EpsilonHead as EpsilonHead
     from .occlusion import Occlusion as Occlusion
     from .registry import build_method as build_method
     from .sampling import IntegratedGradients as IntegratedGradients
@@ -34,7 +33,6 @@ _NAMES = {
     "Adapted": "foreign",
     "Completed": "completion",
     "Contrastive": "lrp",
-    "EpsilonHead": "lrp",
     "ExcitationBackprop": "excitation",
     "GradCAM": "cam",
     "Gradient": "gradient",

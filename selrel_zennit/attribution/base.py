@@ -1,4 +1,4 @@
-"""What all attributors of this package share: the model is left as it was found, and calls leave nothing behind."""
+"""What all attributors of this package share: they work on a copy of the network, and know what they did not see."""
 
 from __future__ import annotations
 
@@ -8,25 +8,39 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
-from zennit.attribution import Attributor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from zennit.attribution import Attributor, constant
+from zennit.canonizers import Canonizer
 
 from ..composites import release_hooks
+from ..copying import own_copy
+from ..coverage import Coverage, Unseen
 from ..errors import InputError
 from .completion import completed
+from ..plain_layers import make_layers_plain
+from ..same_network import check_same
 from .convolution import FastConvolutions
-from .fit import check_devices, check_mode, named_faults
+from .fit import check_devices, check_mode, named_faults, refuse_unseen
 from .record import Recorder
 
 AttrOutput = torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None
 
 
 class VideoAttributor(Attributor):
-    """A Zennit attributor that can be called thousands of times inside one ``with`` and restores the model exactly.
+    """A Zennit attributor that can be called thousands of times inside one ``with`` and never touches the network.
 
     Called with a clip [B,3,T,H,W] and an output attribution (a tensor [B,K], or a function of the logits that returns
     one), it returns the logits [B,K] and the attribution [B,3,T,H,W], both detached, whatever the caller's gradient
-    mode. After a call, also one that raised, the hooks hold no tensors; on leaving the ``with`` block every module has
-    the very parameters it had before (Zennit 1.0 puts new ones in their place) and no hooks.
+    mode. After a call, also one that raised, the hooks hold no tensors.
+
+    It works on a copy of the network, which shares the memory of its parameters: ``model`` is that copy inside the
+    ``with`` block, where rules and canonizers are in place, and the network itself outside. ``network`` is always the
+    network itself. Layers whose weight is computed anew in each run are plain ones in the copy.
+
+    With a composite, the first clip of its shape that an attributor meets is a check: what is explained must have the
+    logits of the network (``same_network``), and every operation that relevance comes through must have a rule or need
+    none (``coverage``). Where either fails, InputError says so. With ``strict = False`` what no rule saw is explained
+    all the same, and listed in ``unseen`` and in ``info["unseen"]``.
 
     ``composite`` is any of Zennit's; what it lacks on video networks is added, see Completed.
 
@@ -40,10 +54,24 @@ class VideoAttributor(Attributor):
 
     def __init__(self, model: nn.Module, composite: Any = None, attr_output: AttrOutput = None) -> None:
         composite = None if composite is None else completed(composite)
+        self._prepared: nn.Module | None = None
         super().__init__(model=model, composite=composite, attr_output=attr_output)
         self.info: dict[str, Any] = {}
-        self._parameters_before: list[tuple[nn.Module, dict[str, Any]]] = []
+        self.strict = True
+        self.unseen: list[Unseen] = []
+        self._met: set[Any] = set()
+        self._plain: list[str] = []
         self._recorder: Recorder | None = None
+        self._record: list[str] = []
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy of the network that is explained, inside the ``with`` block; outside of it the network."""
+        return self.network if self._prepared is None else self._prepared
+
+    @model.setter
+    def model(self, network: nn.Module) -> None:
+        self.network = network
 
     @property
     def recorded(self) -> dict[str, torch.Tensor]:
@@ -57,11 +85,13 @@ class VideoAttributor(Attributor):
         """
         if not self.records:
             raise InputError(f"{type(self).__name__} has no relevance inside the network: leave out record")
-        self._recorder = Recorder(self.model, layers)
+        self._record = [layers] if isinstance(layers, str) else list(layers)
+        self._recorder = Recorder(self.model, self._record)
 
     def __enter__(self) -> VideoAttributor:
-        if not self._parameters_before:
-            self._parameters_before = [(module, dict(module._parameters)) for module in self.model.modules()]
+        if self._prepared is None:
+            self._prepared = own_copy(self.network)
+            self._plain = [] if self.composite is None else make_layers_plain(self._prepared)
         try:
             super().__enter__()
         except BaseException:
@@ -74,31 +104,82 @@ class VideoAttributor(Attributor):
         try:
             super().__exit__(exc_type, exc_value, traceback)
         finally:
-            for module, parameters in self._parameters_before:
-                if any(module._parameters.get(name) is not value for name, value in parameters.items()):
-                    module._parameters.clear()
-                    module._parameters.update(parameters)
-            self._parameters_before = []
+            self._prepared = None
         return False
 
     def __call__(self, input: torch.Tensor, attr_output: AttrOutput = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B,K], attribution [B,3,T,H,W]); see the class.
 
-        Raises InputError for a model in training mode or on another device, and where dropout is active.
+        Raises InputError for a model in training mode or on another device, where dropout is active, and where the
+        check of a first clip fails.
         """
-        check_mode(self.model)
-        check_devices(self.model, input)
+        if self._prepared is None:
+            with self:
+                return self(input, attr_output)
+        check_mode(self.network)
+        check_devices(self.network, input)
+        if attr_output is None:
+            attr_output = self.attr_output_fn
+        attr_output_fn = attr_output if callable(attr_output) else constant(attr_output)
         with torch.inference_mode(False), torch.enable_grad():
             # A tensor made under inference mode cannot be differentiated; its clone can.
             input = input.clone() if input.is_inference() else input.detach()
+            meeting = self._meeting(input)
+            if self._record:
+                self._recorder = Recorder(self.model, self._record)
             try:
                 with (
-                    named_faults(self.model),
+                    named_faults(self.network),
                     self._recorder or nullcontext(),
                     FastConvolutions() if self.fast_convolutions else nullcontext(),
+                    nullcontext() if meeting is None else meeting.watching(),
                 ):
-                    output, attribution = super().__call__(input, attr_output)
+                    checked = attr_output_fn if meeting is None else self._checked(meeting, input, attr_output_fn)
+                    output, attribution = self.forward(input, checked)
             finally:
                 if self.composite is not None:
                     release_hooks(self.composite)
             return output.detach(), attribution.detach()
+
+    def _meeting(self, clip: torch.Tensor) -> Coverage | None:
+        """Return what watches the first clip of its kind; None for later ones, and where there are no rules."""
+        if self.composite is None or _get_current_dispatch_mode() is not None:
+            return None
+        if (self.strict, _kind(clip), _state(self.network)) in self._met:
+            return None
+        return Coverage(self.model)
+
+    def _checked(
+        self, meeting: Coverage, clip: torch.Tensor, attr_output_fn: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return ``attr_output_fn`` with the check of a first clip in front, between forward and backward pass."""
+
+        def check(logits: torch.Tensor) -> torch.Tensor:
+            self.unseen = meeting.stop(logits)
+            self.info["unseen"] = [str(one) for one in self.unseen]
+            if self.strict:
+                refuse_unseen(str(self.info.get("method") or type(self).__name__), self.unseen)
+            if self._rewritten:
+                check_same(own_copy(self.network), self.model, clip.detach(), logits)
+            self._met.add((self.strict, _kind(clip), _state(self.network)))
+            return attr_output_fn(logits)
+
+        return check
+
+    @property
+    def _rewritten(self) -> bool:
+        """Say whether the copy computes anything in another way than the network."""
+        handles = [] if self.composite is None else self.composite.handles
+        return bool(self._plain) or any(
+            isinstance(one, Canonizer) and getattr(one, "rewrites", True) for one in handles
+        )
+
+
+def _kind(clip: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(clip.shape), clip.dtype, clip.device
+
+
+def _state(model: nn.Module) -> int:
+    """Return a number that changes when the network's numbers are replaced or written to."""
+    values = (*model.parameters(), *model.buffers())
+    return hash(tuple((id(value), 0 if value.is_inference() else value._version) for value in values))

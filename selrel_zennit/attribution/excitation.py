@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
 from ..canonizers import VideoCanonizer
-from ..composites import ContrastiveExcitationBackprop, find_head
+from ..composites import ContrastiveExcitationBackprop
+from ..paths import named_layer
 from .gradient import Gradient
-from .head import AttrOutputFn, checked
 from .layers import find_layer, run_watching, start_graph
 
 
@@ -22,7 +24,7 @@ class ExcitationBackprop(Gradient):
     reaches units that are active by their bias alone: they have no positive product to hand it to.
 
     With ``contrastive``, the map of the negated class weights is subtracted at the input of the class layer ``head``
-    (default: the last linear layer registered), as in the paper; the result is summed over channels and clamped at 0.
+    (default: what gives the logits), as in the paper; the result is summed over channels and clamped at 0.
 
     ``layer`` stops at the output of that module, [B,C,T,H,W], as the paper does. The channel sum, 1 in all at the
     layer, is upsampled to the clip (trilinear, ``align_corners=False``); no graph is made below the layer. A map with
@@ -38,25 +40,27 @@ class ExcitationBackprop(Gradient):
         self, model: nn.Module, contrastive: bool = False, layer: str | None = None, head: str | None = None
     ) -> None:
         super().__init__(model, ContrastiveExcitationBackprop(contrastive, head, canonizers=[VideoCanonizer()]))
-        self.head = find_head(model, head) if contrastive else None
+        self.contrastive = contrastive
+        if contrastive:
+            named_layer(model, head)
         self.layer_name = layer
         if layer is not None:
             find_layer(model, layer)  # raises now where there is none
 
-    def forward(self, input: torch.Tensor, attr_output_fn: AttrOutputFn) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, input: torch.Tensor, attr_output_fn: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B,K], relevance [B,3,T,H,W])."""
-        if self.head is not None:
-            attr_output_fn = checked(self.head, attr_output_fn)
         if self.layer_name is None:
             output, relevance = super().forward(input, attr_output_fn)
-            if self.head is None:
+            if not self.contrastive:
                 return output, relevance
         else:
             with torch.no_grad():
                 output, leaf = run_watching(self.model, input, self.layer_name, start_graph)
                 (relevance,) = torch.autograd.grad((output,), (leaf,), grad_outputs=(attr_output_fn(output),))
         relevance = relevance.sum(1, keepdim=True)
-        if self.head is not None:
+        if self.contrastive:
             relevance = relevance.clamp(min=0)
         if self.layer_name is not None:
             relevance = interpolate(relevance, size=input.shape[2:], mode="trilinear", align_corners=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..attention import has_attention
+from ..coverage import Unseen
 from ..dry_run import only_for_pictures
 from ..errors import InputError
 from ..gates import refuse_other_recurrence
@@ -70,6 +71,16 @@ def check_rules(method: str, model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, without):
             raise InputError(f"{method} has no rule for {type(module).__name__} ({name or 'the network'}): {others}")
+
+
+def refuse_unseen(method: str, unseen: Sequence[Unseen]) -> None:
+    """Raise InputError where there is something that no rule of ``method`` saw."""
+    if unseen:
+        more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
+        raise InputError(
+            f"{method} would be wrong for this network, part of which no rule sees: {unseen[0]}{more}; {OTHERS}, and "
+            "strict=False (--allow-unseen) explains it all the same and says so"
+        )
 
 
 def check_devices(model: nn.Module, input: torch.Tensor) -> None:

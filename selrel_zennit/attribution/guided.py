@@ -15,7 +15,7 @@ from zennit.core import Composite, Hook, RemovableHandle, RemovableHandleList
 from zennit.rules import ReLUDeconvNet
 
 from ..errors import InputError
-from ..sums import running_module
+from ..function_canonizer import running_module
 from .gradient import Gradient
 
 RELUS = (nn.ReLU, nn.ReLU6)
@@ -88,6 +88,8 @@ def _is_relu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 class RefuseOtherReLUs(Canonizer):
     """Refuses a network that has ReLUs as modules and as functions too: its map would be guided halfway."""
+
+    rewrites = False
 
     def __init__(self) -> None:
         self.handles: list[Any] = []

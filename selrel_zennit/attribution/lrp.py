@@ -5,10 +5,12 @@ Relevance starts with what the caller gives, 1 at the target and 0 elsewhere as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
-from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, MixedComposite
+from zennit.composites import EpsilonAlpha2Beta1, EpsilonPlus, MixedComposite
 from zennit.core import Composite
 from zennit.rules import Epsilon
 from zennit.types import Convolution
@@ -16,10 +18,11 @@ from zennit.types import Convolution
 from ..attention import AttentionCanonizer, AttnLRPEpsilonPlus, has_attention
 from ..canonizers import VideoCanonizer
 from ..clip import ClipSpec
-from ..composites import DTD, DTDEpsilonHead, HeadComposite, find_head
+from ..composites import DTD, DTDEpsilonHead, HeadComposite
 from ..errors import InputError
+from ..paths import named_layer
+from ..stems import EpsilonGammaBoxAsItRuns
 from .gradient import Gradient
-from .head import AttrOutputFn, checked
 
 
 def dtd(model: nn.Module, pool: str = "winner") -> Gradient:
@@ -31,31 +34,18 @@ def dtd(model: nn.Module, pool: str = "winner") -> Gradient:
     return Gradient(model, DTD(*_box(model, "dtd"), pool=pool, canonizers=[VideoCanonizer()]))
 
 
-class EpsilonHead(Gradient):
-    """DTD with the Epsilon rule in the class layer; a call raises InputError where that layer does not give the logits.
+def dtd_epsilon_head(model: nn.Module, epsilon: float = 1e-6, head: str | None = None) -> Gradient:
+    """Return DTD that sees the class. ``head`` names the class layer (default: what gives the logits).
 
-    ``head`` and ``epsilon`` are those of DTDEpsilonHead.
+    Raises InputError where the model has no ClipSpec or no such layer; when called, for a layer that does not give the
+    logits.
     """
-
-    def __init__(
-        self, model: nn.Module, low: torch.Tensor, high: torch.Tensor, epsilon: float = 1e-6, head: str | None = None
-    ) -> None:
-        super().__init__(model, DTDEpsilonHead(low, high, epsilon=epsilon, head=head, canonizers=[VideoCanonizer()]))
-        self.head = find_head(model, head)
-
-    def forward(self, input: torch.Tensor, attr_output_fn: AttrOutputFn) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits [B,K], relevance [B,3,T,H,W])."""
-        output, relevance = super().forward(input, checked(self.head, attr_output_fn))
-        return output, relevance
-
-
-def dtd_epsilon_head(model: nn.Module, epsilon: float = 1e-6, head: str | None = None) -> EpsilonHead:
-    """Return DTD that sees the class. ``head`` names the class layer (default: the last linear layer registered).
-
-    Raises InputError where the model has no ClipSpec or no such layer.
-    """
+    named_layer(model, head)
     low, high = _box(model, "dtd_epsilon_head")
-    return EpsilonHead(model, low, high, epsilon, head)
+    return Gradient(model, DTDEpsilonHead(low, high, epsilon=epsilon, head=head, canonizers=[VideoCanonizer()]))
+
+
+AttrOutputFn = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Contrastive(Gradient):
@@ -116,7 +106,7 @@ def lrp_epsilon_gamma_box(
     Raises InputError where the model has no ClipSpec.
     """
     low, high = _box(model, "lrp_epsilon_gamma_box")
-    composite = EpsilonGammaBox(low, high, epsilon=epsilon, gamma=gamma, zero_params=zero_params)
+    composite = EpsilonGammaBoxAsItRuns(low, high, epsilon=epsilon, gamma=gamma, zero_params=zero_params)
     return Gradient(model, _epsilon_head(model, composite, epsilon, zero_params))
 
 
@@ -144,6 +134,4 @@ def _box(model: nn.Module, method: str) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(spec, ClipSpec):
         raise InputError(f"{method} needs the bounds of valid input: set model.spec = ClipSpec(…), or use load_model")
     low, high = (torch.from_numpy(np.array(bound)) for bound in spec.bounds())
-    if isinstance(next((module for module in model.modules() if isinstance(module, Convolution)), None), nn.Conv2d):
-        low, high = low.squeeze(2), high.squeeze(2)  # it sees frames, [B·T,3,H,W]
     return low, high

@@ -1,0 +1,246 @@
+"""What a forward computes by functions, as modules that rules can see: sums, averages, pools, activations, layers.
+
+Zennit's rules are hooks of modules. ``as_module`` says which module a node of a traced forward becomes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+from zennit.layer import Sum
+
+from .plain_layers import AnyBatchNorm
+
+Names = frozenset[Any]
+
+
+def _both(functions: tuple[Any, ...], methods: tuple[str, ...] = ()) -> Names:
+    return frozenset([("call_function", one) for one in functions] + [("call_method", name) for name in methods])
+
+
+_ADD = _both((operator.add, operator.iadd, torch.add), ("add", "add_", "__add__", "__iadd__", "__radd__"))
+_SUBTRACT = _both((operator.sub, operator.isub, torch.sub), ("sub", "sub_", "__sub__", "__isub__"))
+_MULTIPLY = _both((operator.mul, operator.imul, torch.mul), ("mul", "mul_", "__mul__", "__imul__", "__rmul__"))
+_DIVIDE = _both((operator.truediv, operator.itruediv, torch.div), ("div", "div_", "__truediv__", "__itruediv__"))
+_ARITHMETIC = (
+    (_ADD, operator.add),
+    (_SUBTRACT, operator.sub),
+    (_MULTIPLY, operator.mul),
+    (_DIVIDE, operator.truediv),
+)
+_IN_PLACE = frozenset((operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_, functional.relu_))
+_MEAN = _both((torch.mean, torch.sum), ("mean", "sum"))
+_AVERAGES = frozenset(
+    getattr(functional, f"{kind}avg_pool{dimensions}d") for kind in ("", "adaptive_") for dimensions in (1, 2, 3)
+)
+_MAXIMA = {
+    getattr(functional, f"{kind}{dimensions}d"): getattr(nn, f"{name}{dimensions}d")
+    for kind, name in (("max_pool", "MaxPool"), ("adaptive_max_pool", "AdaptiveMaxPool"))
+    for dimensions in (1, 2, 3)
+}
+_RELUS = _both((functional.relu, functional.relu_, torch.relu, torch.relu_), ("relu", "relu_"))
+_ACTIVATIONS = _both(
+    (
+        *(functional.relu6, functional.leaky_relu, functional.elu, functional.selu, functional.celu, functional.gelu),
+        *(functional.silu, functional.mish, functional.softplus, functional.hardswish, functional.hardsigmoid),
+        *(functional.hardtanh, functional.sigmoid, functional.tanh, functional.softsign, functional.logsigmoid),
+        *(torch.sigmoid, torch.tanh),
+    ),
+    ("sigmoid", "tanh"),
+)
+_LAYERS: dict[Any, Any] = {
+    functional.linear: nn.Linear,
+    **{getattr(functional, f"conv{dimensions}d"): getattr(nn, f"Conv{dimensions}d") for dimensions in (1, 2, 3)},
+}
+_CONVOLUTION = ("stride", "padding", "dilation", "groups")
+_DEFAULTS = (1, 0, 1, 1)
+
+
+class ResidualSum(nn.Module):
+    """The sum of two tensors, by Zennit's Sum, so that a rule can share relevance between them.
+
+    One that is broadcast takes the share of all its copies.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = Sum()
+
+    def forward(self, first: Any, second: Any) -> Any:
+        """Return first + second; whatever is not two tensors is added as Python does."""
+        if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
+            return first + second
+        return self.sum(torch.stack(torch.broadcast_tensors(first, second), dim=-1))
+
+
+class Average(nn.AdaptiveAvgPool3d):
+    """An average or a sum as a function computes it; its type is one that composites share relevance in."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self.function, self.arguments, self.options = function, arguments, options
+
+    def forward(self, input: Any) -> Any:
+        """Return what the function does."""
+        return self.function(input, *self.arguments, **self.options)
+
+    def extra_repr(self) -> str:
+        """Name the function."""
+        return str(getattr(self.function, "__name__", self.function))
+
+
+class Elementwise(nn.Softplus):
+    """A function of each value, or of each value and a constant; its type is one whose relevance composites pass on."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self.function, self.arguments, self.options = function, arguments, options
+
+    def forward(self, input: Any) -> Any:
+        """Return what the function does."""
+        return self.function(input, *self.arguments, **self.options)
+
+    def extra_repr(self) -> str:
+        """Name the function."""
+        return str(getattr(self.function, "__name__", self.function))
+
+
+class WithConstant(Elementwise):
+    """A value plus, minus, times or divided by a constant; ``first`` says whether the constant comes first."""
+
+    def __init__(self, function: Callable[..., Any], constant: Any, first: bool) -> None:
+        super().__init__(function, (), {})
+        self.constant, self.first = constant, first
+
+    def forward(self, input: Any) -> Any:
+        """Return the result; of what is no tensor (a size) too."""
+        return self.function(self.constant, input) if self.first else self.function(input, self.constant)
+
+
+def as_module(node: fx.Node, constants: dict[fx.Node, Any]) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    """Return the module that computes what ``node`` does, and what it takes; None where rules need none there.
+
+    ``constants`` are the nodes that no clip decides, with their values. Raises TraceError for what looks like a sum
+    that can be none.
+    """
+    key = (node.op, node.target)
+    for names, function in _ARITHMETIC:
+        if key in names:
+            return _arithmetic(node, function, constants)
+    options = {name: value for name, value in node.kwargs.items() if name not in ("input", "inplace")}
+    given = (*node.args, *([node.kwargs["input"]] if "input" in node.kwargs else []))
+    if not given or not isinstance(given[0], fx.Node) or given[0] in constants:
+        return None
+    input, arguments = given[0], given[1:]
+    if key in _RELUS:
+        return nn.ReLU(), (input,)
+    if node.target in _LAYERS or node.target is functional.batch_norm:
+        made = _layer(node, constants)
+        return None if made is None else (made, (input,))
+    if any(isinstance(value, fx.Node) for value in (*arguments, *options.values())):
+        return None
+    function = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+    if key in _MEAN or node.target in _AVERAGES:
+        return Average(function, arguments, options), (input,)
+    if node.target in _MAXIMA:
+        try:
+            return _MAXIMA[node.target](*arguments, **options), (input,)
+        except TypeError:
+            return None
+    if key in _ACTIVATIONS:
+        return Elementwise(function, arguments, options), (input,)
+    return None
+
+
+def works_in_place(node: fx.Node) -> bool:
+    """Say whether a node changes what it takes."""
+    named = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return named or node.target in _IN_PLACE or node.kwargs.get("inplace") is True
+
+
+def _arithmetic(
+    node: fx.Node, function: Callable[..., Any], constants: dict[fx.Node, Any]
+) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    options = {**node.kwargs}
+    values = [*node.args, *(options.pop(name) for name in ("input", "other") if name in options)]
+    from_clip = [value for value in values if isinstance(value, fx.Node) and value not in constants]
+    if not from_clip:
+        return None
+    if len(values) != 2 or options.pop("alpha", 1) != 1 or options:
+        raise fx.proxy.TraceError("adds a multiple, or into a tensor")
+    if len(from_clip) == 2:
+        return (ResidualSum(), tuple(values)) if function is operator.add else None
+    first = values[1] is from_clip[0]
+    constant: Any = values[0] if first else values[1]
+    constant = constants.get(constant, constant)
+    if not isinstance(constant, int | float | torch.Tensor) or isinstance(constant, bool):
+        return None
+    if first and function is operator.truediv:
+        return None  # a reciprocal is no scaling
+    return WithConstant(function, constant, first), (from_clip[0],)
+
+
+def _layer(node: fx.Node, constants: dict[fx.Node, Any]) -> nn.Module | None:
+    """Return the layer that a function computes with weights that no clip decides."""
+    names = {
+        functional.linear: ("input", "weight", "bias"),
+        functional.batch_norm: (
+            "input",
+            "running_mean",
+            "running_var",
+            "weight",
+            "bias",
+            "training",
+            "momentum",
+            "eps",
+        ),
+    }.get(node.target, ("input", "weight", "bias", *_CONVOLUTION))
+    values = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    values.pop("input")
+    values = {
+        name: constants.get(value, value) if isinstance(value, fx.Node) else value for name, value in values.items()
+    }
+    if any(isinstance(value, fx.Node) for value in values.values()):
+        return None
+    if node.target is functional.batch_norm:
+        return _batch_norm(**values)
+    weight, bias = values.pop("weight"), values.pop("bias", None)
+    if not isinstance(weight, torch.Tensor):
+        return None
+    if node.target is functional.linear:
+        made: Any = nn.Linear(*reversed(weight.shape), bias is not None, device="meta")
+    else:
+        settings = {**dict(zip(_CONVOLUTION, _DEFAULTS, strict=True)), **values}
+        inputs = weight.shape[1] * settings["groups"]
+        made = _LAYERS[node.target](
+            inputs, weight.shape[0], tuple(weight.shape[2:]), **settings, bias=bias is not None, device="meta"
+        )
+    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return made  # type: ignore[no-any-return]
+
+
+def _batch_norm(
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: Any = 0.1,
+    eps: float = 1e-5,
+) -> nn.Module | None:
+    if training or not isinstance(running_mean, torch.Tensor) or (weight is None) != (bias is None):
+        return None
+    made = AnyBatchNorm(len(running_mean), eps, momentum, weight is not None, device="meta")
+    made.running_mean, made.running_var = running_mean.detach().clone(), running_var.detach().clone()
+    made.num_batches_tracked = None
+    if weight is not None:
+        made.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return made
