@@ -6,6 +6,7 @@ each module's own ``forward`` for functions, at a run of a copy on fake tensors 
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from zennit.types import BatchNorm, ConvolutionTranspose, Linear
 
 from .dry_run import dry_run
 from .function_canonizer import FunctionCanonizer
-from .functions import ResidualSum
+from .functions import ResidualSum, WithConstant
 from .gates import GateCanonizer, LSTMCanonizer
 
 __all__ = ["BatchNormCanonizer", "FunctionCanonizer", "ResidualSum", "VideoCanonizer", "neighbours"]
@@ -28,6 +29,7 @@ class BatchNormCanonizer(Canonizer):
 
     Which that is is seen by a run of a copy of the network on fake tensors of the clip's shape, or on a clip of zeros
     where it looks at values: order of registration plays no part. A merged batch norm computes the identity, exactly.
+    A scale or a shift per channel that follows a layer (a batch norm written out, a frozen one) is merged too.
 
     Any other batch norm stays, and rules pass its relevance on. Before a convolution that is the same as merging: the
     contributions w·(s·x + b) are those of a layer with weights w·s to x + b/s, where there is such a thing (s ≠ 0).
@@ -39,10 +41,11 @@ class BatchNormCanonizer(Canonizer):
         self.shape = shape
         # The tensors themselves: Zennit 1.0's rules leave others in their place.
         self.before: list[tuple[nn.Module, str, torch.Tensor | None, torch.Tensor | None]] = []
+        self.constants: list[tuple[WithConstant, Any]] = []
 
     def apply(self, root_module: nn.Module) -> list[Canonizer]:
         """Merge all batch norms; return what undoes it. Raises InputError where the network cannot be run."""
-        if not any(isinstance(module, BatchNorm) for module in root_module.modules()):
+        if not any(isinstance(module, BatchNorm | WithConstant) for module in root_module.modules()):
             return []
         instance = BatchNormCanonizer(self.shape)
         try:
@@ -55,9 +58,17 @@ class BatchNormCanonizer(Canonizer):
 
     @torch.no_grad()
     def register(self, layer: nn.Module, norm: nn.Module) -> None:
-        """Merge one batch norm into one layer."""
-        scale, shift = _affine(norm)
+        """Merge one batch norm, or what scales or shifts channels, into one layer."""
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+        channels = (
+            weight.shape[1] * int(getattr(layer, "groups", 1))
+            if isinstance(layer, ConvolutionTranspose)
+            else len(weight)
+        )
+        affine = norm.affine(channels, weight.ndim) if isinstance(norm, WithConstant) else _affine(norm)
+        if affine is None:
+            return
+        scale, shift = (value.to(weight) for value in affine)
         bias: torch.Tensor | None = layer.bias  # type: ignore[assignment]
         if isinstance(layer, ConvolutionTranspose):
             groups = int(getattr(layer, "groups", 1))
@@ -70,6 +81,10 @@ class BatchNormCanonizer(Canonizer):
         self._make_identity(norm)
 
     def _make_identity(self, norm: Any) -> None:
+        if isinstance(norm, WithConstant):
+            self.constants.append((norm, (norm.function, norm.constant, norm.first)))
+            norm.function, norm.constant, norm.first = operator.add, 0.0, False
+            return
         self._set(norm, "running_mean", torch.zeros_like(norm.running_mean))
         # ε is added again inside; the sum is one as nearly as the type can say.
         self._set(norm, "running_var", torch.full_like(norm.running_var, 1 - norm.eps))
@@ -93,6 +108,9 @@ class BatchNormCanonizer(Canonizer):
             if held is not None and value is not None:
                 held.data = value
         self.before = []
+        for norm, held in reversed(self.constants):
+            norm.function, norm.constant, norm.first = held
+        self.constants = []
 
 
 def _affine(norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,7 +131,7 @@ def neighbours(model: nn.Module, shape: tuple[int, ...] | None = None) -> list[t
     Raises InputError where the network does not run on a clip of that shape.
     """
     watch = _Watch()
-    dry_run(model, shape, watch, (Linear, BatchNorm))
+    dry_run(model, shape, watch, (Linear, BatchNorm, WithConstant))
     return watch.pairs(model)
 
 
@@ -155,12 +173,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for module, (_, made) in once.items()
             if isinstance(module, Linear) and owners.get(id(module.weight)) == 1
         }
-        return [
-            (makes[taken], norm)
-            for norm, (taken, _) in once.items()
-            if isinstance(norm, BatchNorm) and norm.running_mean is not None
-            if taken in makes and self.readers.get(taken) == 1
-        ]
+        found: list[tuple[nn.Module, nn.Module]] = []
+        for norm, (taken, made) in once.items():
+            known = isinstance(norm, BatchNorm) and norm.running_mean is not None
+            if (known or isinstance(norm, WithConstant)) and taken in makes and self.readers.get(taken) == 1:
+                found.append((makes[taken], norm))
+                makes[made] = makes[taken]  # what follows is merged into the same layer
+        return found
 
 
 class VideoCanonizer(CompositeCanonizer):

@@ -21,6 +21,7 @@ from zennit.core import Hook
 from zennit.rules import Pass, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 from zennit.types import Linear
 
+from .functions import WithConstant
 from .gates import Gate
 from .operations import AVERAGES, MOVES, NORMS, PRODUCTS, RELUS, SHAPES, SUMS, WINNERS, name_of
 
@@ -132,7 +133,9 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ruled = next(
             (one for one in reversed(self.running) if self.rules[one] is not None or isinstance(one, Gate)), None
         )
-        if isinstance(ruled, Linear):
+        if isinstance(ruled, WithConstant) and len(taken) > 1:
+            self._note(module, name, _reason(name, len(taken)), made)
+        elif isinstance(ruled, Linear):
             self._look_into_layer(ruled, name, args, made)
         elif ruled is None:
             self._note(module, name, _reason(name, len(taken)), made)
@@ -164,7 +167,7 @@ def _reason(name: str, tensors: int) -> str:
             "nn.AdaptiveAvgPool3d"
         )
     if name in SUMS and tensors > 1:
-        return "of two tensors gives both all of the relevance: use zennit.layer.Sum"
+        return "of two tensors gives both all of the relevance: use zennit.layer.Sum, or a forward torch.fx can trace"
     if name in SUMS:
         return "of a constant is seen by no rule: write it where torch.fx can trace it, or as a module with a rule"
     if name in PRODUCTS:
@@ -183,10 +186,10 @@ def _is_guided(rule: Hook | None) -> bool:
 
 
 def _bends(name: str, args: tuple[Any, ...]) -> bool:
-    """Say whether a clamp is a ReLU: its lower end is 0."""
+    """Say whether what may be a ReLU is one: its lower end is 0, and a clamp has no other."""
     if name in ("clamp", "clamp_min", "hardtanh"):
-        low = args[1] if len(args) > 1 else None
-        return isinstance(low, int | float) and low == 0
+        low, high = ((*args, None, None)[index] for index in (1, 2))
+        return isinstance(low, int | float) and low == 0 and (high is None or name == "hardtanh")
     return True
 
 

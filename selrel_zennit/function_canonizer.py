@@ -6,7 +6,6 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from itertools import combinations
 from types import FrameType, MethodType
 from typing import Any
@@ -16,7 +15,7 @@ from torch import fx, nn
 from zennit.canonizers import Canonizer
 from zennit.types import Activation, AvgPool, BatchNorm, Linear, MaxPool
 
-from .functions import as_module, works_in_place
+from .functions import as_module, of_shape_alone, works_in_place
 from .gates import Gate
 
 Forward = Callable[..., Any]
@@ -97,11 +96,14 @@ def _with_modules(module: nn.Module) -> tuple[Forward, dict[str, nn.Module]] | N
     graphs: dict[frozenset[str] | None, Forward] = {}
     made: dict[str, nn.Module] = {}
     for given in (frozenset(some) for number in range(most + 1) for some in combinations(optional, number)):
+        left_out = {name: value for name, value in _defaults(signature).items() if name not in given}
         # fx raises what the forward does where it meets no tensor: TypeError for range(clip.shape[2]), …
-        with suppress(Exception):
-            left_out = {name: value for name, value in _defaults(signature).items() if name not in given}
-            graphs[given], added = _graph(module, left_out, len(made))
-            made |= added
+        try:
+            traced = _OwnForward(left_out).trace(module)
+        except Exception:
+            continue
+        graphs[given], added = _with_calls(traced, module, len(made))
+        made |= added
     if not made:
         return None
     if not _defaults(signature):
@@ -149,18 +151,21 @@ class _OwnForward(fx.Tracer):
         return function, [module, *(self.left_out.get(one.node.target.lstrip("*"), one) for one in inputs)]
 
 
-def _graph(module: nn.Module, left_out: dict[str, Any], first: int) -> tuple[Forward, dict[str, nn.Module]]:
-    """Return a module's forward with modules, named from ``first`` on, for functions, and these by name."""
-    graph = _OwnForward(left_out).trace(module)
+def _with_calls(graph: fx.Graph, module: nn.Module, first: int) -> tuple[Forward, dict[str, nn.Module]]:
+    """Return a module's traced forward with modules, named from ``first`` on, for functions, and these by name."""
     constants = _constants(graph, module)
+    shapes: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node not in constants and of_shape_alone(node, shapes | constants.keys()):
+            shapes.add(node)
     made: dict[str, nn.Module] = {}
     called: set[Any] = set()
 
-    def replace(node: fx.Node, new: nn.Module, takes: tuple[Any, ...]) -> None:
+    def replace(node: fx.Node, new: nn.Module, takes: tuple[Any, ...], options: dict[str, Any]) -> None:
         name = f"canonizer_{first + len(made)}"
         made[name] = new
         with graph.inserting_before(node):
-            replaced = graph.call_module(name, takes)
+            replaced = graph.call_module(name, takes, options)
         if works_in_place(node):
             later = set(_following(node))
             for changed in takes[:1]:
@@ -172,10 +177,10 @@ def _graph(module: nn.Module, left_out: dict[str, Any], first: int) -> tuple[For
         if node.op == "call_module":
             layer = module.get_submodule(str(node.target))
             if node.target in called and isinstance(layer, _KNOWS_ONE_CALL) and not node.kwargs:
-                replace(node, _again(layer), node.args)
+                replace(node, _again(layer), node.args, {})
             called.add(node.target)
             continue
-        found = as_module(node, constants)
+        found = as_module(node, constants, shapes)
         if found is not None:
             replace(node, *found)
     # The graph calls children by their names; the module is where it looks for them.
@@ -191,12 +196,16 @@ def _constants(graph: fx.Graph, module: nn.Module) -> dict[fx.Node, Any]:
     for node in graph.nodes:
         if node.op == "get_attr":
             found[node] = operator.attrgetter(str(node.target))(module)
-        elif node.op in ("call_function", "call_method") and node.all_input_nodes:
-            if all(one in found for one in node.all_input_nodes) and not works_in_place(node):
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), found.__getitem__)
-                function = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
-                with torch.no_grad():
-                    found[node] = function(*args, **kwargs)
+        elif (
+            node.op in ("call_function", "call_method")
+            and node.all_input_nodes
+            and all(one in found for one in node.all_input_nodes)
+            and not works_in_place(node)
+        ):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), found.__getitem__)
+            function = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+            with torch.no_grad():
+                found[node] = function(*args, **kwargs)
     return found
 
 

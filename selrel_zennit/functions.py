@@ -111,50 +111,95 @@ class Elementwise(nn.Softplus):
 
 
 class WithConstant(Elementwise):
-    """A value plus, minus, times or divided by a constant; ``first`` says whether the constant comes first."""
+    """A value plus, minus, times or divided by what no clip decides; ``first`` says whether that comes first.
 
-    def __init__(self, function: Callable[..., Any], constant: Any, first: bool) -> None:
+    ``constant`` is known, or given in each call by its name: a mask of the clip's size, say.
+    """
+
+    def __init__(self, function: Callable[..., Any], constant: Any = None, first: bool = False) -> None:
         super().__init__(function, (), {})
         self.constant, self.first = constant, first
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: Any, constant: Any = None) -> Any:
         """Return the result; of what is no tensor (a size) too."""
-        return self.function(self.constant, input) if self.first else self.function(input, self.constant)
+        constant = self.constant if constant is None else constant
+        return self.function(constant, input) if self.first else self.function(input, constant)
+
+    def affine(self, channels: int, dimensions: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return scale and shift per channel [C], in float64, None where it is not one of both for each channel."""
+        if self.constant is None:
+            return None
+        value = torch.as_tensor(self.constant).detach().double()
+        if value.ndim > 0:
+            value = value.reshape((1,) * (dimensions - value.ndim) + tuple(value.shape))
+            if value.ndim > dimensions or any(size != 1 for axis, size in enumerate(value.shape) if axis != 1):
+                return None
+            if value.shape[1] not in (1, channels):
+                return None
+        value = value.flatten().expand(channels) if value.ndim else value.expand(channels)
+        one, zero = torch.ones_like(value), torch.zeros_like(value)
+        if self.function is operator.mul:
+            return value, zero
+        if self.function is operator.truediv:
+            return 1 / value, zero
+        sign = -one if self.first and self.function is operator.sub else one
+        return sign, value if self.function is operator.add or self.first else -value
 
 
-def as_module(node: fx.Node, constants: dict[fx.Node, Any]) -> tuple[nn.Module, tuple[Any, ...]] | None:
+def as_module(
+    node: fx.Node, constants: dict[fx.Node, Any], shapes: set[fx.Node]
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None:
     """Return the module that computes what ``node`` does, and what it takes; None where rules need none there.
 
-    ``constants`` are the nodes that no clip decides, with their values. Raises TraceError for what looks like a sum
-    that can be none.
+    ``constants`` are the nodes that no clip decides, with their values, ``shapes`` those that only its size decides.
     """
+    if node.op not in ("call_function", "call_method"):
+        return None
     key = (node.op, node.target)
     for names, function in _ARITHMETIC:
         if key in names:
-            return _arithmetic(node, function, constants)
+            return _arithmetic(node, function, constants, shapes)
     options = {name: value for name, value in node.kwargs.items() if name not in ("input", "inplace")}
     given = (*node.args, *([node.kwargs["input"]] if "input" in node.kwargs else []))
     if not given or not isinstance(given[0], fx.Node) or given[0] in constants:
         return None
     input, arguments = given[0], given[1:]
     if key in _RELUS:
-        return nn.ReLU(), (input,)
+        return nn.ReLU(), (input,), {}
     if node.target in _LAYERS or node.target is functional.batch_norm:
         made = _layer(node, constants)
-        return None if made is None else (made, (input,))
+        return None if made is None else (made, (input,), {})
     if any(isinstance(value, fx.Node) for value in (*arguments, *options.values())):
         return None
     function = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
     if key in _MEAN or node.target in _AVERAGES:
-        return Average(function, arguments, options), (input,)
+        return Average(function, arguments, options), (input,), {}
     if node.target in _MAXIMA:
         try:
-            return _MAXIMA[node.target](*arguments, **options), (input,)
+            return _MAXIMA[node.target](*arguments, **options), (input,), {}
         except TypeError:
             return None
     if key in _ACTIVATIONS:
-        return Elementwise(function, arguments, options), (input,)
+        return Elementwise(function, arguments, options), (input,), {}
     return None
+
+
+# What takes of a tensor its size and its kind alone.
+_LIKE = (
+    frozenset(f"{name}_like" for name in ("empty", "full", "ones", "rand", "randn", "zeros"))
+    | {f"new_{name}" for name in ("empty", "full", "ones", "tensor", "zeros")}
+    | {"size", "dim", "numel", "getattr"}
+)
+
+
+def of_shape_alone(node: fx.Node, known: set[fx.Node]) -> bool:
+    """Say whether nothing but the size of a clip decides a node; ``known`` are earlier ones of that kind."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name == "getattr":
+        return node.args[1] in ("shape", "ndim", "dtype", "device")
+    return name in _LIKE or (bool(node.all_input_nodes) and all(one in known for one in node.all_input_nodes))
 
 
 def works_in_place(node: fx.Node) -> bool:
@@ -164,25 +209,25 @@ def works_in_place(node: fx.Node) -> bool:
 
 
 def _arithmetic(
-    node: fx.Node, function: Callable[..., Any], constants: dict[fx.Node, Any]
-) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    node: fx.Node, function: Callable[..., Any], constants: dict[fx.Node, Any], shapes: set[fx.Node]
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None:
     options = {**node.kwargs}
     values = [*node.args, *(options.pop(name) for name in ("input", "other") if name in options)]
-    from_clip = [value for value in values if isinstance(value, fx.Node) and value not in constants]
-    if not from_clip:
-        return None
     if len(values) != 2 or options.pop("alpha", 1) != 1 or options:
-        raise fx.proxy.TraceError("adds a multiple, or into a tensor")
-    if len(from_clip) == 2:
-        return (ResidualSum(), tuple(values)) if function is operator.add else None
-    first = values[1] is from_clip[0]
+        return None  # a multiple, or into a tensor
+    fixed = [not isinstance(value, fx.Node) or value in constants or value in shapes for value in values]
+    if not any(fixed):
+        return (ResidualSum(), tuple(values), {}) if function is operator.add else None
+    if all(fixed) or (fixed[0] and function is operator.truediv):
+        return None  # a reciprocal is no scaling
+    first = fixed[0]
     constant: Any = values[0] if first else values[1]
+    if constant in shapes:
+        return WithConstant(function, None, first), (values[first],), {"constant": constant}
     constant = constants.get(constant, constant)
     if not isinstance(constant, int | float | torch.Tensor) or isinstance(constant, bool):
         return None
-    if first and function is operator.truediv:
-        return None  # a reciprocal is no scaling
-    return WithConstant(function, constant, first), (from_clip[0],)
+    return WithConstant(function, constant, first), (values[first],), {}
 
 
 def _layer(node: fx.Node, constants: dict[fx.Node, Any]) -> nn.Module | None:

@@ -22,7 +22,20 @@ _PASSING = frozenset(
     for returns in ("", "_with_indices")
 ) | frozenset(
     (
-        *("H", "T", "broadcast_to", "cat", "chunk", "clone", "concat", "contiguous", "double", "dropout", "expand"),
+        *(
+            "H",
+            "T",
+            "broadcast_tensors",
+            "broadcast_to",
+            "cat",
+            "chunk",
+            "clone",
+            "concat",
+            "contiguous",
+            "double",
+            "dropout",
+            "expand",
+        ),
         *("expand_as", "flatten", "flip", "float", "getitem", "half", "hsplit", "hstack", "identity", "mH", "mT"),
         *("moveaxis", "movedim", "narrow", "pad", "permute", "ravel", "relu", "repeat", "reshape", "roll", "select"),
         *("split", "split_with_sizes", "squeeze", "stack", "swapaxes", "swapdims", "t", "tensor_split", "tile", "to"),

@@ -7,6 +7,7 @@ explained. What happens between modules is watched as torch's own calls: an addi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,23 +17,24 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 from zennit.attribution import Attributor, IntegratedGradients, Occlusion, SmoothGrad
 from zennit.core import Hook
-from zennit.rules import Pass, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
+from zennit.rules import Pass
 from zennit.types import BatchNorm, Linear
 
 from .attribution import METHODS, Contrastive, ExcitationBackprop, GradientXInput, one_hot
 from .attribution.foreign import Adapted, Method, as_attributor
+from .attribution.fit import check_devices, check_mode
 from .attribution.guided import GuidedReLU
 from .attribution.provenance import label
 from .clip import ClipSpec
 from .composites import DTD
+from .coverage import GUIDED_RULES, rule_of
 from .errors import InputError
 from .lint_watch import PROBABILITIES, Finding, Flow, Watch
 
 THRESHOLD = 0.01
 
-# Attributors that hand on something else than their composite's relevance, and rules that change the gradient alone.
+# Attributors that hand on something else than their composite's relevance.
 _OTHER_ATTRIBUTORS = (GradientXInput, IntegratedGradients, Occlusion, SmoothGrad)
-_OTHER_RULES = (GuidedReLU, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,25 @@ def lint(
     _check_method(attributor, model, name)
     clip = _noise(model) if clip is None else clip
 
-    with attributor:
-        watch = Watch(model)
+    check_mode(model)
+    check_devices(model, clip)
+    with attributor, _not_strict(attributor):
+        prepared = attributor.model
+        watch = Watch(prepared)
         with watch.watching(), _Calls(watch):
             _, relevance = attributor(clip, lambda logits: one_hot(logits.argmax(1), logits.shape[1]).to(logits))
         if abs(watch.begun) <= 1e-6 * watch.size:
             raise _contrast(name, attributor)
-        hooks = _hooks(attributor, model)
+        hooks = {module: rule for module in prepared.modules() if (rule := rule_of(module)) is not None}
         flows = watch.flows({module: type(hook).__name__ for module, hook in hooks.items()})
         findings = [
             *watch.findings(),
             *_modules_used_twice(watch, hooks),
             *_unmerged(watch),
-            *_losses(flows, model, hooks, threshold),
+            *_losses(flows, prepared, hooks, threshold),
             *_probabilities(watch),
         ]
+        findings += _unseen(attributor, findings)
     absorbed = sum(flow.lost for flow in flows if flow.kept)
     report = LintReport(name, threshold, float(relevance.double().sum()) / watch.begun, flows, findings, absorbed)
     if not findings and not report.passed:
@@ -116,9 +122,6 @@ def lint(
 
 class _Calls(TorchFunctionMode):
     """Tells a Watch of every call of torch."""
-
-    # Where a rule-based method would refuse an addition, the linter names it; see sums.RefuseHiddenSums.
-    lists_hidden_sums = True
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -165,7 +168,30 @@ def _check_method(attributor: Attributor, model: nn.Module, name: str) -> None:
 
 
 def _changes_gradients(attributor: Attributor, model: nn.Module) -> bool:
-    return any(isinstance(hook, _OTHER_RULES) for hook in _hooks(attributor, model).values())
+    composite = attributor.composite
+    rules = [hook for _, hook in getattr(composite, "layer_map", [])]
+    return any(isinstance(rule, (*GUIDED_RULES, GuidedReLU)) for rule in rules)
+
+
+@contextmanager
+def _not_strict(attributor: Attributor) -> Iterator[None]:
+    """Let the attributor explain what no rule sees, which the linter lists."""
+    strict = getattr(attributor, "strict", None)
+    attributor.strict = False
+    try:
+        yield
+    finally:
+        if strict is not None:
+            attributor.strict = strict
+
+
+def _unseen(attributor: Attributor, findings: list[Finding]) -> Iterator[Finding]:
+    """Yield what the attributor's own check of coverage found where nothing else was found."""
+    known = {finding.module for finding in findings}
+    ended = any(finding.kind == "softmax" for finding in findings)
+    for one in getattr(attributor, "unseen", []):
+        if one.module not in known and not (ended and one.operation.strip("_") in PROBABILITIES):
+            yield Finding("unseen", one.module, f"{one.operation} {one.reason}")
 
 
 def _contrast(name: str, attributor: Attributor) -> InputError:
@@ -180,17 +206,6 @@ def _noise(model: nn.Module) -> torch.Tensor:
     noise = torch.rand((1, *spec.shape), generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters(), noise)
     return (low + (high - low) * noise).to(parameter)
-
-
-def _hooks(attributor: Attributor, model: nn.Module) -> dict[nn.Module, Hook]:
-    """Return the rule of every module that has one, as the composite gave them out."""
-    context: dict[str, Any] = {}
-    found: dict[nn.Module, Hook] = {}
-    for name, module in model.named_modules():
-        rule = attributor.composite.module_map(context, name, module)
-        if rule is not None:
-            found[module] = rule
-    return found
 
 
 def _drops_bias(rule: Hook | None) -> bool:

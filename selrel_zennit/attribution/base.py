@@ -113,11 +113,11 @@ class VideoAttributor(Attributor):
         Raises InputError for a model in training mode or on another device, where dropout is active, and where the
         check of a first clip fails.
         """
+        check_mode(self.network)
+        check_devices(self.network, input)
         if self._prepared is None:
             with self:
                 return self(input, attr_output)
-        check_mode(self.network)
-        check_devices(self.network, input)
         if attr_output is None:
             attr_output = self.attr_output_fn
         attr_output_fn = attr_output if callable(attr_output) else constant(attr_output)

@@ -6,7 +6,7 @@ from torch import nn
 from zennit.layer import Sum
 
 from repo.readme import README, blocks
-from selrel_zennit.canonizers import SumCanonizer, neighbours
+from selrel_zennit.canonizers import FunctionCanonizer, neighbours
 
 PAGE = README.with_name("docs") / "howto" / "your-network.md"
 
@@ -23,7 +23,7 @@ def test_the_first_block_is_at_most_20_lines_long_and_has_a_sum_and_batch_norms(
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
     assert [norm for _, norm, _ in neighbours(network)] == norms
     assert len(norms) == 2
-    instances = SumCanonizer().apply(network)
+    instances = FunctionCanonizer().apply(network)
     assert len([module for module in network.modules() if isinstance(module, Sum)]) == 1
     for instance in instances:
         instance.remove()

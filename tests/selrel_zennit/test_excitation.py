@@ -11,8 +11,8 @@ from zennit.composites import ExcitationBackprop
 import selrel_zennit as sr
 from maps import norm_relative, relevance_of
 from networks import small_c3d, snapshot
-from selrel_zennit.composites import find_head
 from selrel_zennit.models.c3d import C3D
+from selrel_zennit.paths import class_layers
 
 
 def mwp_from(model, start, activations, target=1):
@@ -106,10 +106,11 @@ METHODS_WITH_A_HEAD = [("dtd_epsilon_head", {}), ("excitation_backprop", {"contr
 @pytest.mark.parametrize(("name", "options"), METHODS_WITH_A_HEAD)
 def test_the_class_layer_is_checked_and_can_be_named(name, options, clip):
     model = HeadFirst().eval()
-    with pytest.raises(sr.InputError, match=r"the model gives 5 logits: name the class layer with head='…'"):
-        relevance_of(name, model, clip, **options)
-    actual = relevance_of(name, model, clip, head="fc8", **options)
-    assert torch.equal(actual, relevance_of(name, small_c3d(), clip, **options))
+    expected = relevance_of(name, small_c3d(), clip, **options)
+    for named in ({}, {"head": "fc8"}):
+        assert torch.equal(relevance_of(name, model, clip, **named, **options), expected)
+    with pytest.raises(sr.InputError, match=r"layer 'conv1' does not give the logits: the class layer is fc8"):
+        relevance_of(name, model, clip, head="conv1", **options)
     with pytest.raises(sr.InputError, match=r"no linear layer or convolution 'fc9' \(did you mean 'fc8'"):
         sr.build_method(name, model, head="fc9", **options)
     empty = nn.Sequential(nn.Flatten()).eval()
@@ -118,12 +119,38 @@ def test_the_class_layer_is_checked_and_can_be_named(name, options, clip):
         sr.build_method(name, empty, **options)
 
 
-def test_the_class_layer_is_the_last_one_registered():
-    model = small_c3d()
-    assert find_head(model) is model.fc8
-    assert find_head(model, "fc6") is model.fc6
+def test_the_class_layer_is_what_gives_the_logits():
+    model = HeadFirst().eval()
+    assert class_layers(model) == [model.fc8]
     convolutional = nn.Sequential(nn.Linear(3, 3), nn.Conv3d(3, 5, 1), nn.Flatten())
-    assert find_head(convolutional) is convolutional[1]
+    assert class_layers(convolutional) == [convolutional[1]]  # no clip to run it on: the last one registered
+
+
+class Auxiliary(nn.Module):
+    """A second head of the same width, registered behind the first, whose answer is thrown away."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+        self.head, self.auxiliary = nn.Linear(4, 5), nn.Linear(4, 5)
+        self.spec = sr.ClipSpec(frames=4, short_side=16, crop=16)
+
+    def forward(self, clip):
+        features = self.features(clip)
+        self.auxiliary(features)
+        return self.head(features)
+
+
+@pytest.mark.parametrize("name", ["dtd_epsilon_head", "excitation_backprop"])
+def test_an_auxiliary_head_takes_no_part(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Auxiliary().eval()
+    plain = nn.Sequential(*model.features, model.head).eval()
+    plain.spec = model.spec
+    noise = torch.randn(1, 3, 4, 16, 16, generator=torch.Generator().manual_seed(1)) * 50
+    options = {"contrastive": True} if name == "excitation_backprop" else {}
+    assert torch.equal(*(relevance_of(name, network, noise, **options) for network in (model, plain)))
 
 
 @pytest.mark.parametrize(

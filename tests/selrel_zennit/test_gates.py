@@ -8,7 +8,7 @@ from zennit.core import Composite
 
 import selrel_zennit as sr
 from networks import snapshot
-from selrel_zennit.canonizers import SumCanonizer, VideoCanonizer
+from selrel_zennit.canonizers import FunctionCanonizer, VideoCanonizer
 from selrel_zennit.gates import Gate, GateCanonizer, LSTMCanonizer
 
 SPEC = sr.ClipSpec(frames=5, short_side=4, crop=4)
@@ -186,7 +186,7 @@ def test_other_recurrent_modules_are_refused_and_what_was_done_is_undone(build, 
             return self.inner(self.conv(clip) + clip)
 
     model = network(Around)
-    assert len(SumCanonizer().apply(network(Around))) == 1
+    assert len(FunctionCanonizer().apply(network(Around))) == 1
     with pytest.raises(sr.InputError, match=message):
         VideoCanonizer(SPEC.shape).apply(model)
     assert "forward" not in vars(model)

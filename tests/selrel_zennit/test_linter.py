@@ -64,17 +64,17 @@ class Probabilities(Sound):
 
 class Twice(Sound):
     def middle(self, values):
-        return self.relu2(self.conv2(self.relu1(self.conv2(values))))
+        return self.relu2(self.conv2(self.relu1(self.conv2(values)))) if values.sum() > -1e9 else values
 
 
 class InPlace(Sound):
     def middle(self, values):
-        return self.relu2(self.conv2(values)).mul_(2)
+        return self.relu2(self.conv2(values)).mul_(2) if values.sum() > -1e9 else values
 
 
 class Scale(nn.Module):
     def forward(self, values):
-        return values * 3
+        return values * 3 if values.sum() > -1e9 else values
 
 
 class NoRule(Sound):
@@ -155,12 +155,12 @@ FORMS = {
 
 
 class Formed(Sound):
-    """Sound, but for one form in the middle."""
+    """Sound, but for one form in the middle, where torch.fx cannot trace it."""
 
     form = None
 
     def middle(self, values):
-        return type(self).form(self.conv2, values)
+        return type(self).form(self.conv2, values) if values.sum() > -1e9 else values
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -208,12 +208,20 @@ class Gated(Sound):
         return self.relu2(self.conv2(self.gate(values, values.mean((2, 3, 4), keepdim=True).sigmoid())))
 
 
+class Again(Sound):
+    """What torch.fx can trace becomes modules: a layer that is called twice, a scale in place, functions."""
+
+    def middle(self, values):
+        values = F.relu(self.conv2(F.relu(self.conv2(values), inplace=True))).mul_(2) / 3 + 0.5
+        return F.avg_pool3d(values, 2)
+
+
 class Decides(Sound):
     def middle(self, values):
         return self.relu2(self.conv2(values)) if values.mT.sum() > -1e9 else values
 
 
-@pytest.mark.parametrize("kind", [MeanAtTheEnd, MeanOfLogits, Shift, Gated, Decides])
+@pytest.mark.parametrize("kind", [MeanAtTheEnd, MeanOfLogits, Shift, Gated, Again, Decides])
 def test_what_changes_no_relevance_is_no_finding(kind):
     report = lint(network(kind))
     assert report.findings == []
@@ -246,7 +254,7 @@ def test_flows_are_what_goes_in_and_out_of_each_module():
 
 
 def test_without_the_canonizers_the_same_network_fails(monkeypatch):
-    monkeypatch.setattr(canonizers.SumCanonizer, "apply", lambda self, model: [])
+    monkeypatch.setattr(canonizers.FunctionCanonizer, "apply", lambda self, model: [])
     monkeypatch.setattr(canonizers.BatchNormCanonizer, "apply", lambda self, model: [])
     report = lint(network(Sound), "dtd")
     assert {finding.kind for finding in report.findings} == {"addition", "batch norm"}

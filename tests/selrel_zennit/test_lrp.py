@@ -198,7 +198,7 @@ def test_equals_zennits_composite(name, options, composite, clip):
     assert torch.equal(actual_logits, logits.detach())
 
 
-@pytest.mark.parametrize("options", [{}, {"epsilon": 0.5}, {"head": "fc8"}, {"head": "fc7"}])
+@pytest.mark.parametrize("options", [{}, {"epsilon": 0.5}, {"head": "fc8"}])
 def test_dtd_epsilon_head_equals_rules_placed_by_hand(options, clip):
     model = small_c3d(num_classes=16)
     head = options.get("head", "fc8")
