@@ -159,11 +159,11 @@ class AttnLRPEpsilonPlus(Composite):
     """AttnLRP: EpsilonPlus for networks with attention that AttentionCanonizer takes apart; see the module.
 
     Convolutions take z⁺, and so do linear layers, which are convolutions of size 1 over the tokens; sums take
-    SumByMagnitude. The class layer ``head`` (default: what gives the logits) and average pools take the ε-rule. ``gamma`` puts
-    the γ-rule in the place of z⁺ behind the first convolution (0.05 to 1 for images; 0 is the ε-rule), and the ε-rule
-    in sums, as the paper has it: relevance then grows where contributions cancel. ``stabilizer`` is that of z⁺ and γ.
-    ``zero_params="bias"`` drops the biases, those of positions and windows too. Raises InputError for a γ that is no
-    number of 0 or more, and for a ``head`` that does not exist or does not give the logits.
+    SumByMagnitude. The class layer ``head`` (default: what gives the logits) and average pools take the ε-rule.
+    ``gamma`` puts the γ-rule in the place of z⁺ behind the first convolution (0.05 to 1 for images; 0 is the ε-rule),
+    and the ε-rule in sums, as the paper has it: relevance then grows where contributions cancel. ``stabilizer`` is that
+    of z⁺ and γ. ``zero_params="bias"`` drops the biases, those of positions and windows too. Raises InputError for a γ
+    that is no number of 0 or more, and for a ``head`` that does not exist or does not give the logits.
 
     So many z⁺ layers make the map blind to the class: in swin3d_t with random weights, maps of different classes have
     cosine 1.000 (8 frames of 64×64). γ = 0.25 tells them better apart, and Σ|R| stays near 1 there;

@@ -21,10 +21,10 @@ from .stems import FirstAsItRuns
 class DTD(FirstAsItRuns):
     """Deep Taylor decomposition of a ReLU network, as Hiley et al. 2020 apply it to C3D.
 
-    The convolutions that see the clip take the z^B rule with the box of valid inputs; every other convolution and every
-    linear layer, the class layer too, takes z⁺ (α1β0). Biases are dropped, which Zennit's rules keep by default. ReLU and
-    batch norm pass relevance; sums and average pools share it in proportion. A max pool hands it to the winner (its
-    gradient, ``pool="winner"``) or shares it in proportion to the activations (``pool="proportional"``, see
+    The convolutions that see the clip take the z^B rule with the box of valid inputs; every other convolution and
+    every linear layer, the class layer too, takes z⁺ (α1β0). Biases are dropped, which Zennit's rules keep by default.
+    ReLU and batch norm pass relevance; sums and average pools share it in proportion. A max pool hands it to the winner
+    (its gradient, ``pool="winner"``) or shares it in proportion to the activations (``pool="proportional"``, see
     ProportionalMaxPool). Relevance sums to the initial relevance.
 
     ``low`` and ``high`` are the least and greatest input in model units, shape [1,3,1,1,1] or anything that broadcasts:
@@ -99,9 +99,9 @@ class ContrastiveExcitationBackprop(MixedComposite):
 
     Zennit's ExcitationBackprop keeps biases by default and gives activations and batch norms their gradient; here
     relevance passes both, so that it is conserved. On ReLU networks without batch norm the two are the same.
-    With ``contrastive``, the class layer ``head`` (default: what gives the logits) takes the difference between its weights
-    and its negated weights. The rules are linear in the relevance, so this one pass equals the paper's two passes,
-    whichever lower layer they are subtracted at.
+    With ``contrastive``, the class layer ``head`` (default: what gives the logits) takes the difference between its
+    weights and its negated weights. The rules are linear in the relevance, so this one pass equals the paper's two
+    passes, whichever lower layer they are subtracted at.
 
     Source: Zhang et al. 2018, arXiv 1608.00507, §3.
     """

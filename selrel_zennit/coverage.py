@@ -123,7 +123,7 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         module = self.running[-1] if self.running else None
         if self.guided:
-            if name in RELUS and _bends(name, args) and not _is_guided(self.rules.get(module)):  # type: ignore[arg-type]
+            if name in RELUS and _bends(name, args) and not _is_guided(self.rules.get(module)):
                 self._note(
                     module, name, "is a ReLU that no guided rule sees: use nn.ReLU, and call it as a module", made
                 )

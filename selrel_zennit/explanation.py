@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ class Explanation:
     relevance         float [B,T,H,W]  channels summed
     motion_relevance  float [B,T,H,W]  ``where(mask, relevance, 0)``
     mask              bool  [B,T,H,W]  what the selection kept
+    unseen            strings          operations of the network that no rule of the method saw (``strict=False``)
 
     Raises ValueError, naming the field and the shape it got, for anything that does not fit together, and for values
     that are not finite.
@@ -38,6 +39,7 @@ class Explanation:
     relevance: FloatArray
     motion_relevance: FloatArray
     mask: npt.NDArray[np.bool_]
+    unseen: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         shape = np.shape(self.relevance)
@@ -96,4 +98,6 @@ class Explanation:
 def joined(explanations: Sequence[Explanation]) -> Explanation:
     """Return one explanation of the clips of several."""
     names = ("logits", "target", "relevance", "motion_relevance", "mask")
-    return Explanation(**{name: np.concatenate([getattr(one, name) for one in explanations]) for name in names})
+    unseen = tuple(dict.fromkeys(text for one in explanations for text in one.unseen))
+    arrays = {name: np.concatenate([getattr(one, name) for one in explanations]) for name in names}
+    return Explanation(**arrays, unseen=unseen)

@@ -135,6 +135,13 @@ def _given(signature: inspect.Signature, arguments: dict[str, Any]) -> frozenset
     return frozenset(given)
 
 
+class _Written(fx.Proxy):
+    """A value that may be written to: ``mask[:, 1] = 1``."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
 class _OwnForward(fx.Tracer):
     """Traces one module's own forward: what its children do is theirs. ``left_out`` are arguments and their values."""
 
@@ -144,6 +151,9 @@ class _OwnForward(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Written(node, self)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         function, (module, *inputs) = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -158,6 +168,9 @@ def _with_calls(graph: fx.Graph, module: nn.Module, first: int) -> tuple[Forward
     for node in graph.nodes:
         if node not in constants and of_shape_alone(node, shapes | constants.keys()):
             shapes.add(node)
+    # What is written into may hold the clip from then on.
+    written = {node.args[0] for node in graph.nodes if node.target is operator.setitem and node not in shapes}
+    shapes -= written
     made: dict[str, nn.Module] = {}
     called: set[Any] = set()
 

@@ -44,6 +44,7 @@ _MAXIMA = {
     for dimensions in (1, 2, 3)
 }
 _RELUS = _both((functional.relu, functional.relu_, torch.relu, torch.relu_), ("relu", "relu_"))
+_CLAMPS = _both((torch.clamp, torch.clamp_min), ("clamp", "clamp_", "clamp_min", "clamp_min_"))
 _ACTIVATIONS = _both(
     (
         *(functional.relu6, functional.leaky_relu, functional.elu, functional.selu, functional.celu, functional.gelu),
@@ -75,7 +76,8 @@ class ResidualSum(nn.Module):
         """Return first + second; whatever is not two tensors is added as Python does."""
         if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
             return first + second
-        return self.sum(torch.stack(torch.broadcast_tensors(first, second), dim=-1))
+        shape = torch.broadcast_shapes(first.shape, second.shape)  # type: ignore[no-untyped-call]
+        return self.sum(torch.stack([first.expand(shape), second.expand(shape)], dim=-1))
 
 
 class Average(nn.AdaptiveAvgPool3d):
@@ -164,7 +166,7 @@ def as_module(
     if not given or not isinstance(given[0], fx.Node) or given[0] in constants:
         return None
     input, arguments = given[0], given[1:]
-    if key in _RELUS:
+    if key in _RELUS or (key in _CLAMPS and _is_relu(arguments, options)):
         return nn.ReLU(), (input,), {}
     if node.target in _LAYERS or node.target is functional.batch_norm:
         made = _layer(node, constants)
@@ -182,6 +184,12 @@ def as_module(
     if key in _ACTIVATIONS:
         return Elementwise(function, arguments, options), (input,), {}
     return None
+
+
+def _is_relu(arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Say whether a clamp has the lower end 0 and no other."""
+    low, high = (options.get(name, (*arguments, None, None)[at]) for at, name in enumerate(("min", "max")))
+    return isinstance(low, int | float) and low == 0 and high is None
 
 
 # What takes of a tensor its size and its kind alone.
@@ -232,6 +240,7 @@ def _arithmetic(
 
 def _layer(node: fx.Node, constants: dict[fx.Node, Any]) -> nn.Module | None:
     """Return the layer that a function computes with weights that no clip decides."""
+    target: Any = node.target
     names = {
         functional.linear: ("input", "weight", "bias"),
         functional.batch_norm: (
@@ -244,8 +253,8 @@ def _layer(node: fx.Node, constants: dict[fx.Node, Any]) -> nn.Module | None:
             "momentum",
             "eps",
         ),
-    }.get(node.target, ("input", "weight", "bias", *_CONVOLUTION))
-    values = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    }.get(target, ("input", "weight", "bias", *_CONVOLUTION))
+    values: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     values.pop("input")
     values = {
         name: constants.get(value, value) if isinstance(value, fx.Node) else value for name, value in values.items()
@@ -258,7 +267,7 @@ def _layer(node: fx.Node, constants: dict[fx.Node, Any]) -> nn.Module | None:
     if not isinstance(weight, torch.Tensor):
         return None
     if node.target is functional.linear:
-        made: Any = nn.Linear(*reversed(weight.shape), bias is not None, device="meta")
+        made: Any = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:
         settings = {**dict(zip(_CONVOLUTION, _DEFAULTS, strict=True)), **values}
         inputs = weight.shape[1] * settings["groups"]

@@ -25,7 +25,6 @@ _PASSING = frozenset(
         *(
             "H",
             "T",
-            "broadcast_tensors",
             "broadcast_to",
             "cat",
             "chunk",

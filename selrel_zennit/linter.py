@@ -222,8 +222,10 @@ def _modules_used_twice(watch: Watch, hooks: dict[nn.Module, Hook]) -> Iterator[
 
 
 def _unmerged(watch: Watch) -> Iterator[Finding]:
-    for module in dict.fromkeys(watch.order):
-        if isinstance(module, BatchNorm) and not _is_identity(module):
+    order = list(dict.fromkeys(watch.order))
+    for module, behind in zip(order, [*order[1:], None], strict=True):
+        # Before a layer it is as good as merged: contributions w·(s·x + b) are what the layer's rule shares by.
+        if isinstance(module, BatchNorm) and not _is_identity(module) and not isinstance(behind, Linear):
             yield Finding(
                 "batch norm",
                 watch.name(module),

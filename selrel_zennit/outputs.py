@@ -112,6 +112,8 @@ def write_outputs(
     arrays = {
         name: getattr(explanation, name) for name in ("relevance", "motion_relevance", "mask", "logits", "target")
     }
+    if explanation.unseen:
+        arrays["unseen"] = np.array(explanation.unseen)
     np.savez_compressed(folder / "explanation.npz", frames=clips.pixels, **arrays)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return summary
@@ -175,6 +177,8 @@ def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any
     if str(summary.get("weights")).startswith("random"):
         # A picture is passed on without the warnings that stand in the summary.
         model += ", random weights"
+    if explanation.unseen:
+        model += ", in part unseen"
     words = (summary["method"], model, f"{summary['preset']} {level}", f"from frame {entry['start']}")
 
     def share(kind: str) -> tuple[float, float]:

@@ -34,6 +34,7 @@ def explain(
     *,
     selection: Selection | None = None,
     seconds: Seconds | None = None,
+    strict: bool = True,
     **options: Any,
 ) -> Explanation:
     """Explain a batch of clips: logits, relevance and motion relevance.
@@ -42,13 +43,14 @@ def explain(
     with ``options``, an attributor of ``model``, Zennit's own too, or a Zennit composite. ``target`` is "top1", an
     index, a class name, or one index per clip; the initial relevance is 1 for it. ``selection`` is n·σ with the default
     settings where it is not given, or one of a ``Calibration`` of this model and method.
-    ``seconds``, a dict, is filled with the time of ``forward_backward`` and ``select``.
+    ``seconds``, a dict, is filled with the time of ``forward_backward`` and ``select``. With ``strict=False``
+    operations that no rule of the method sees are explained all the same, and listed in ``Explanation.unseen``.
 
     Raises InputError for a clip or target that does not fit the model, an unknown method, a selection calibrated for
     another model or method, and a network whose logits or relevance are not finite.
     """
     clip = _checked(clip, model)
-    attributor = as_attributor(method, model, options, clip)
+    attributor = as_attributor(method, model, options, clip, strict=strict)
     selection = _fitting(selection, attributor)
     return _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds)
 
@@ -100,6 +102,7 @@ def _explain(
         relevance=summed.cpu().numpy(),
         motion_relevance=motion_relevance.cpu().numpy(),
         mask=mask.cpu().numpy(),
+        unseen=tuple(str(one) for one in getattr(attributor, "unseen", ())),
     )
 
 
@@ -163,7 +166,7 @@ def explain_video(
         starts=[first for first, _, _, _ in found],
         seconds=[seconds for _, _, _, seconds in found],
         frame_rate=rate / spec.stride,
-        notes=notes,
+        notes=[*notes, *(f"no rule sees {one}" for one in getattr(attributor, "unseen", ()))],
         info=getattr(attributor, "info", {}),
         frozen_share=MotionShare(*(np.concatenate(shares) for shares in zip(*still, strict=True))) if still else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -44,8 +45,7 @@ class FirstAsItRuns(SpecialFirstLayerMapComposite):
                 if isinstance(module, types):
                     low, high = boxes[module]
                     return ZBox(low=low, high=high, **self.box_settings) if hook is self.box else hook
-        rule = LayerMapComposite.mapping(self, ctx, name, module)
-        return rule
+        return LayerMapComposite.mapping(self, ctx, name, module)
 
 
 class EpsilonGammaBoxAsItRuns(FirstAsItRuns, EpsilonGammaBox):
@@ -68,8 +68,8 @@ def boxes_of(model: nn.Module, low: torch.Tensor | float, high: torch.Tensor | f
     stems = paths_of(model).stems
     if not stems:
         raise InputError(
-            "no layer of the network sees the clip itself, so that z^B has no place: something that bends values lies "
-            "before the first convolution; lrp_epsilon_plus needs no bounds"
+            "no layer of the network sees the clip itself, so that z^B has no place: its first layer is no module, or "
+            "something that bends values lies before it; lrp_epsilon_plus needs no bounds, gradient no rules"
         )
     wanted = [stem for stem in stems if isinstance(stem, Convolution)]
     if not wanted:
@@ -92,7 +92,8 @@ def _inputs(model: nn.Module, stems: list[nn.Module], bound: torch.Tensor | floa
     value = torch.as_tensor(bound).to(parameter)
     if value.ndim == 4:
         value = value.unsqueeze(2)
-    clip = value.expand(1, *model.spec.shape).clone()  # type: ignore[union-attr, operator]
+    shape: tuple[int, ...] = model.spec.shape  # type: ignore[assignment]
+    clip = value.expand(1, *shape).clone()
     taken: dict[nn.Module, torch.Tensor] = {}
 
     def take(stem: nn.Module) -> Any:
@@ -106,11 +107,8 @@ def _inputs(model: nn.Module, stems: list[nn.Module], bound: torch.Tensor | floa
     for module, copied in zip(model.modules(), made.modules(), strict=True):
         if module in stems:
             copied.register_forward_pre_hook(take(module), prepend=True)
-    with torch.inference_mode(False), torch.no_grad():
-        try:
-            made(clip)
-        except _Enough:
-            pass
+    with torch.inference_mode(False), torch.no_grad(), suppress(_Enough):
+        made(clip)
     return [taken[stem] for stem in stems]
 
 

@@ -11,8 +11,10 @@ import torch
 
 from selrel_zennit.attribution import METHODS
 from selrel_zennit.clip import ClipSpec
+from selrel_zennit.copying import own_copy
 from selrel_zennit.errors import InputError
 from selrel_zennit.files import sha256_file, staged_folder
+from selrel_zennit.same_network import difference
 from selrel_zennit.selection import CalibratedSelection
 
 from .artifact import (
@@ -30,6 +32,7 @@ from .artifact import (
 from .compiler import ExplanationGraph
 from .frames_input import FramesToClip
 from .onnx_file import OPSET, Replayed, constant_bytes, to_onnx, write_models
+from .precisions import split_precision
 from .split import split_model
 
 INFO = (
@@ -44,7 +47,11 @@ INFO = (
     "class_names",
     "warning",
     "layout",
+    "unseen",
 )
+# The largest difference of a golden logit to the network's, as a share of the greatest; forward passes in low precision
+# are approximations, and their own certificate says how good.
+_SAME_LOGITS = {"fp32": 1e-4, "fp16": 2e-2}
 # Protobuf holds 2 GiB; some of it is structure.
 _LARGEST = 2_000_000_000
 
@@ -70,10 +77,12 @@ def export(
     The golden cases are ``clips`` (float32 [N,3,T,H,W], or uint8 frames [N,T,H,W,3]; N a multiple of the graph's
     batch; default: synthetic ones with flat regions and motion, three batches), explained by the graph for the top
     class, the runner-up and the last class, and frozen to their first frame for the top class: what the parity
-    certificate compares. ``info`` says what is unknown of a bare Zennit attributor: the fields of INFO.
+    certificate compares. Their logits are those of the network as it was given. ``info`` says what is unknown of a bare
+    Zennit attributor: the fields of INFO.
 
     Raises InputError for a graph that is not float32 outside or holds bf16, for frames without a size or a ClipSpec,
-    for clips of another shape, and for unknown fields.
+    for clips of another shape, for unknown fields, and for a graph whose logits are not the network's: nothing is
+    written then.
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -217,7 +226,9 @@ def _golden(
         )
 
     def explain(given: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return graph(given if prepare is None else prepare(given), target)
+        clip = given if prepare is None else prepare(given)
+        logits, *others = graph(clip, target)
+        return _bare_logits(graph, clip, logits), *others
 
     cases: list[tuple[torch.Tensor, ...]] = []
     for clip in torch.split(clips, batch):
@@ -235,6 +246,23 @@ def _golden(
         name: np.stack([value.numpy() for value in values])
         for name, values in zip(names, zip(*cases, strict=True), strict=True)
     }
+
+
+def _bare_logits(graph: ExplanationGraph, clip: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits [B,K] of the network itself. Raises InputError where the graph's are not the same."""
+    if graph.network is None:
+        return logits
+    bare = own_copy(graph.network)
+    with torch.no_grad():
+        expected: torch.Tensor = bare(clip)
+    forward, _ = split_precision(graph.precision)
+    reason = difference(expected, logits, _SAME_LOGITS[forward])
+    if reason is not None:
+        raise InputError(
+            f"the compiled graph is of another network than the one given ({reason}), so it is not written: compile it "
+            "anew if the network has changed since, and explain it in torch if it has not"
+        )
+    return expected.to(logits)
 
 
 def _synthetic_clips(

@@ -47,6 +47,7 @@ def certify(
     selection: dict[str, Any],
     *,
     batch: int = 1,
+    network: Callable[[Array], Array] | None = None,
     progress: Progress = iter,
 ) -> Certificate:
     """Compare a runner with a reference, each clip for the top class, the runner-up and the last class.
@@ -54,7 +55,8 @@ def certify(
     ``clips`` are what the runner takes: float32 [N,3,T,H,W], or frames uint8 [N,T,H,W,3]; N is a multiple of ``batch``.
     ``run`` and ``reference`` are called with (clips [batch,…], a target or one per clip) and return an Explanation: a
     Runner, ``golden_reference``, ``zennit_reference``. ``selection`` holds the settings of the motion selection, as in
-    the artifact. ``progress`` wraps the loop over clips.
+    the artifact. ``network`` returns the logits [batch,K] of the bare network for such clips: the runner's are compared
+    with them too, in a row of their own. ``progress`` wraps the loop over clips.
 
     The grade is that of the worst clip and target. It rests on the norm-relative error of relevance as a share of both
     yardsticks (GRADES), on the logits' own error, on the masks (LEAST_IOU outside the BAND), and fails where another
@@ -67,7 +69,7 @@ def certify(
         raise InputError(f"a certificate needs clips, a multiple of {batch}, better three or more; got {len(clips)}")
     if all(is_noise(clip) for clip in clips):
         raise InputError("the clips are noise, on which wrong explanations look right: give real or synthetic videos")
-    found = _Findings(selection)
+    found = _Findings(selection, network)
     for first in progress(range(0, len(clips), batch)):
         found.add(run, reference, clips[first : first + batch], first)
     return found.certificate()
@@ -108,8 +110,9 @@ def golden_reference(golden: dict[str, Array], input_name: str = "clip") -> Expl
 class _Findings:
     """What has been compared so far."""
 
-    def __init__(self, selection: dict[str, Any]) -> None:
+    def __init__(self, selection: dict[str, Any], network: Callable[[Array], Array] | None = None) -> None:
         self.selection = selection
+        self.network = network
         self.reasons: list[str] = []
         self.notes: list[str] = []
         self.cases: list[Case] = []
@@ -135,6 +138,7 @@ class _Findings:
         frozen = ask(reference, still, top.target)
         for index in range(batch):
             self._measure(first + index, clips[index], [right for _, right in expected], frozen, index)
+        bare = None if self.network is None else self.network(clips)
         for targets, right in expected:
             try:
                 got = ask(run, clips, targets)
@@ -142,7 +146,7 @@ class _Findings:
                 self.reasons.append(f"clip {first}, target {targets[0]}: {error}")
                 continue
             for index in range(batch):
-                self._compare(first + index, int(targets[index]), got, right, index)
+                self._compare(first + index, int(targets[index]), got, right, index, bare)
 
     def certificate(self) -> Certificate:
         """Return the verdict on all of it."""
@@ -171,22 +175,28 @@ class _Findings:
         wrong = min((distance(other, relevance) for other in others), default=math.nan)
         self.yardsticks.append(Yardsticks(clip, still, wrong, not wrong >= CLASS_BLIND * still))
 
-    def _compare(self, clip: int, target: int, got: Explanation, right: Explanation, index: int) -> None:
+    def _compare(
+        self, clip: int, target: int, got: Explanation, right: Explanation, index: int, bare: Array | None
+    ) -> None:
         where = f"clip {clip}, target {target}"
         rows = {
             name: _comparison(clip, target, name, getattr(got, name)[index], getattr(right, name)[index])
             for name in ("logits", "relevance", "motion_relevance")
         }
+        if bare is not None:
+            rows["network"] = _comparison(clip, target, "network", got.logits[index], bare[index])
         self.comparisons += rows.values()
         marks = next(row for row in self.yardsticks if row.clip == clip)
-        error, logits_error = rows["relevance"].norm_error, rows["logits"].norm_error
+        error = rows["relevance"].norm_error
+        logits_error = max(rows[name].norm_error for name in ("logits", "network") if name in rows)
+        known = [right.logits] if bare is None else [right.logits, bare]
         case = Case(
             clip,
             target,
             "failed",
             of_frozen=error / marks.frozen,
             of_wrong_class=error / marks.wrong_class if marks.wrong_class else math.inf,
-            same_top1=bool(got.logits[index].argmax() == right.logits[index].argmax()),
+            same_top1=all(got.logits[index].argmax() == one[index].argmax() for one in known),
             same_target=bool(got.target[index] == right.target[index]),
             **_masks(got, right, index, self.selection),
         )

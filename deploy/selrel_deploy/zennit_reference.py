@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +52,23 @@ def rebuild(artifact: Artifact, weights: str | None = None) -> VideoAttributor:
     return build_method(info["method"], model, **(info.get("options") or {}))
 
 
+def bare_network(attributor: VideoAttributor, artifact: Artifact) -> Callable[[Array], Array]:
+    """Return a function that gives the logits [B,K] of the network as it was loaded, without rules or canonizers."""
+    spec = replace(ClipSpec.from_dict(artifact.info["clip_spec"]), stride=1)
+
+    def logits(clips: Array) -> Array:
+        with torch.no_grad():
+            return attributor.network(torch.from_numpy(_as_clips(clips, spec))).numpy()  # type: ignore[no-any-return]
+
+    return logits
+
+
+def _as_clips(clips: Array, spec: ClipSpec) -> Array:
+    if clips.dtype != np.uint8:
+        return clips
+    return spec.from_pixels(np.stack([spec.pixels(frames) for frames in clips]))
+
+
 def zennit_reference(attributor: VideoAttributor, artifact: Artifact) -> Explain:
     """Return a function that explains as an artifact should, by its attributor: (clips as the artifact takes, target).
 
@@ -61,8 +79,7 @@ def zennit_reference(attributor: VideoAttributor, artifact: Artifact) -> Explain
     spec = replace(ClipSpec.from_dict(artifact.info["clip_spec"]), stride=1)
 
     def explain(clips: Array, target: Any) -> Explanation:
-        if clips.dtype == np.uint8:
-            clips = spec.from_pixels(np.stack([spec.pixels(frames) for frames in clips]))
+        clips = _as_clips(clips, spec)
         chosen: list[torch.Tensor] = []
 
         def initial_relevance(logits: torch.Tensor) -> torch.Tensor:

@@ -89,11 +89,13 @@ class VideoAttributor(Attributor):
         self._recorder = Recorder(self.model, self._record)
 
     def __enter__(self) -> VideoAttributor:
-        if self._prepared is None:
-            self._prepared = own_copy(self.network)
-            self._plain = [] if self.composite is None else make_layers_plain(self._prepared)
         try:
-            super().__enter__()
+            # What is made under inference mode could not be differentiated later.
+            with torch.inference_mode(False):
+                if self._prepared is None:
+                    self._prepared = own_copy(self.network)
+                    self._plain = [] if self.composite is None else make_layers_plain(self._prepared)
+                super().__enter__()
         except BaseException:
             # Python calls no __exit__ where __enter__ raised; a half-registered composite must not stay.
             self.__exit__(None, None, None)
@@ -141,6 +143,30 @@ class VideoAttributor(Attributor):
                     release_hooks(self.composite)
             return output.detach(), attribution.detach()
 
+    def check(self, clip: torch.Tensor) -> None:
+        """Make the check of a first clip [B,3,T,H,W], by a forward pass of the network and one under the rules.
+
+        Calls make it by themselves where there is something to check; this one always compares the logits.
+        Raises InputError where it fails.
+        """
+        check_mode(self.network)
+        check_devices(self.network, clip)
+        with (
+            nullcontext() if self._prepared is not None else self,
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            named_faults(self.network),
+        ):
+            clip = clip.clone() if clip.is_inference() else clip.detach()
+            coverage = Coverage(self.model)
+            try:
+                with coverage.watching():
+                    logits = self.model(clip.requires_grad_())
+                    self._settle(coverage, clip, logits, compare=True)
+            finally:
+                if self.composite is not None:
+                    release_hooks(self.composite)
+
     def _meeting(self, clip: torch.Tensor) -> Coverage | None:
         """Return what watches the first clip of its kind; None for later ones, and where there are no rules."""
         if self.composite is None or _get_current_dispatch_mode() is not None:
@@ -155,16 +181,25 @@ class VideoAttributor(Attributor):
         """Return ``attr_output_fn`` with the check of a first clip in front, between forward and backward pass."""
 
         def check(logits: torch.Tensor) -> torch.Tensor:
-            self.unseen = meeting.stop(logits)
-            self.info["unseen"] = [str(one) for one in self.unseen]
-            if self.strict:
-                refuse_unseen(str(self.info.get("method") or type(self).__name__), self.unseen)
-            if self._rewritten:
-                check_same(own_copy(self.network), self.model, clip.detach(), logits)
-            self._met.add((self.strict, _kind(clip), _state(self.network)))
+            self._settle(meeting, clip, logits, compare=self._rewritten)
             return attr_output_fn(logits)
 
         return check
+
+    def _settle(self, coverage: Coverage, clip: torch.Tensor, logits: Any, compare: bool) -> None:
+        """Judge what a forward pass under the rules has shown."""
+        if not isinstance(logits, torch.Tensor):
+            coverage.on = False
+            return  # whoever asked for an explanation says what is wrong with it
+        unseen = [] if self.composite is None else coverage.stop(logits)
+        if self.strict:
+            refuse_unseen(str(self.info.get("method") or type(self).__name__), unseen)
+        if compare:
+            check_same(own_copy(self.network), self.model, clip.detach(), logits)
+        self.unseen = unseen
+        if unseen:
+            self.info["unseen"] = [str(one) for one in unseen]
+        self._met.add((self.strict, _kind(clip), _state(self.network)))
 
     @property
     def _rewritten(self) -> bool:

@@ -91,19 +91,25 @@ class Adapted(VideoAttributor):
 
 
 def as_attributor(
-    method: Method, model: nn.Module, options: Mapping[str, Any] | None = None, clip: torch.Tensor | None = None
+    method: Method,
+    model: nn.Module,
+    options: Mapping[str, Any] | None = None,
+    clip: torch.Tensor | None = None,
+    *,
+    strict: bool = True,
 ) -> VideoAttributor:
     """Return what explains ``model``, with all guarantees of VideoAttributor and an ``info`` that says what it is.
 
     A name of ``METHODS`` is built with ``options``. A composite becomes a Gradient, and so does Zennit's Gradient, with
     what the composite lacks on video networks (canonizers, a rule for sums; see Completed); any other attributor is
     Adapted. A VideoAttributor is returned as it is. ``clip`` tells a model without a ClipSpec what it takes.
+    ``strict`` is VideoAttributor's.
 
     Raises InputError for what is none of these, for options without a name, for an attributor of another network or one
     that selects already, and for what ``build_method`` and ``completed`` refuse.
     """
     if isinstance(method, str):
-        return build_method(method, model, **(options or {}))
+        return build_method(method, model, strict=strict, **(options or {}))
     if not isinstance(method, Attributor | Composite):
         got = f"the class {method.__name__}: pass an object of it" if isinstance(method, type) else repr(method)
         raise InputError(f"a method is the name of one, a Zennit attributor or a Zennit composite, got {got}")
@@ -113,6 +119,7 @@ def as_attributor(
         raise InputError("pass the inner attributor and selection=…: explain selects by itself")
     shape = None if clip is None or isinstance(getattr(model, "spec", None), ClipSpec) else tuple(clip.shape[1:])
     made = _converted(method, model, shape)
+    made.strict = made.strict and strict
     if "model" not in made.info:
         inner = made.inner if isinstance(made, Adapted) else made
         own = {} if type(inner) is Gradient else parameters(inner, leave_out=_NOT_OPTIONS)

@@ -119,12 +119,12 @@ def lrp_alpha2_beta1(model: nn.Module, epsilon: float = 1e-6, zero_params: str |
 def _epsilon_head(model: nn.Module, composite: Composite, epsilon: float, zero_params: str | None) -> Composite:
     """Return a composite of Zennit's with the video canonizers, and the Epsilon rule in a class layer of any kind.
 
-    Zennit tells layers by their type. In a network without linear layers, as S3D and I3D are, the class layer is a
-    convolution, and would get the rule of the features.
+    Zennit tells layers by their type. In a network whose class layer is a convolution, as that of S3D and I3D is, it
+    would get the rule of the features.
     """
     canonizers = [VideoCanonizer()]
     layers = [module for module in model.modules() if isinstance(module, Convolution | nn.Linear)]
-    if not layers or any(isinstance(layer, nn.Linear) for layer in layers):
+    if not layers:
         return MixedComposite([composite], canonizers)
     return MixedComposite([HeadComposite(Epsilon(epsilon=epsilon, zero_params=zero_params)), composite], canonizers)
 

@@ -20,7 +20,13 @@ from .table import METHODS
 
 
 def build_method(
-    method: str | Attributor | Composite, model: nn.Module, /, *, record: str | Iterable[str] = (), **options: Any
+    method: str | Attributor | Composite,
+    model: nn.Module,
+    /,
+    *,
+    record: str | Iterable[str] = (),
+    strict: bool = True,
+    **options: Any,
 ) -> VideoAttributor:
     """Return the attributor of ``method`` for ``model``, with ``.info`` saying what it is.
 
@@ -29,7 +35,8 @@ def build_method(
 
     ``record`` names modules: after a call, ``attributor.recorded[name]`` is the relevance at that module's output, per
     channel and time step ([B,C,T,H,W] at a convolution). For LRP it is the relevance that reaches the output, for the
-    methods based on the gradient it is that gradient; see Recorder.
+    methods based on the gradient it is that gradient; see Recorder. With ``strict=False`` operations of the network
+    that no rule sees are explained all the same and listed in ``attributor.unseen``; otherwise a call refuses them.
 
     Raises InputError for an unknown method, option or layer, for ``record`` with a method that has no relevance inside
     the network, for a model in training mode, where dropout and batch norm would explain something else than what
@@ -39,10 +46,11 @@ def build_method(
     with torch.inference_mode(False):
         if isinstance(method, str):
             attributor = _build(method, model, options)
+            attributor.strict = strict
         else:
             from .foreign import as_attributor
 
-            attributor = as_attributor(method, model, options)
+            attributor = as_attributor(method, model, options, strict=strict)
     if record:
         attributor.record_at(record)
     return attributor

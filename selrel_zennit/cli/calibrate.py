@@ -17,7 +17,7 @@ from ..clip import ClipSpec
 from ..files import atomic_path
 from ..selection import check_alpha
 from ..stills import synthetic_stills, video_stills
-from .options import json_option, method_options, model_options, open_model, write_json
+from .options import allow_unseen_option, json_option, method_options, model_options, open_model, write_json
 
 
 @click.command()
@@ -48,6 +48,7 @@ from .options import json_option, method_options, model_options, open_model, wri
     show_default=True,
     help="False-positive rate in (0, 0.5); may be repeated.",
 )
+@allow_unseen_option
 @click.option("--output", "-o", required=True, help="The file to write, for `selrel explain --calibration`.")
 @json_option
 def calibrate(
@@ -57,6 +58,7 @@ def calibrate(
     n_clips: int,
     held_out: int | None,
     alphas: tuple[float, ...],
+    allow_unseen: bool,
     output: str,
     json_path: str | None,
     **model_settings: Any,
@@ -69,7 +71,7 @@ def calibrate(
     for alpha in alphas:
         check_alpha(alpha)
     model = open_model(**model_settings)
-    attributor = build_method(method, model, **method_options(pairs))
+    attributor = build_method(method, model, strict=not allow_unseen, **method_options(pairs))
     spec: ClipSpec = model.spec  # type: ignore[assignment]
     drawn = (n_clips, held_out or n_clips, model_settings["seed"])
     stills = video_stills(spec, paths, *drawn) if paths else synthetic_stills(spec, *drawn)

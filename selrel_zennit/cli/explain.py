@@ -22,6 +22,7 @@ from ..pipeline import device_of, explain_video
 from ..selection import Selection
 from ..synthetic import demo_frames
 from .options import (
+    allow_unseen_option,
     json_option,
     method_options,
     model_options,
@@ -46,6 +47,7 @@ from .selection_options import chosen_selection, selection_options, selection_se
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First frame of the (first) clip.")
 @click.option("--all-clips", is_flag=True, help="Explain every clip, for the class with the highest mean logit.")
 @click.option("--no-frozen", is_flag=True, help="Do not explain the clip frozen to one frame beside it.")
+@allow_unseen_option
 @click.option("--out", default="out", show_default=True, help="Folder for the five files.")
 @style_options
 @json_option
@@ -63,6 +65,7 @@ def explain(
     start: int,
     all_clips: bool,
     no_frozen: bool,
+    allow_unseen: bool,
     out: str,
     cmap: str,
     level: float,
@@ -86,7 +89,7 @@ def explain(
     with staged_folder(out) as folder:
         model = open_model(**model_settings)
         provenance: dict[str, Any] = model.provenance  # type: ignore[assignment]
-        attributor = build_method(method, model, **options)
+        attributor = build_method(method, model, strict=not allow_unseen, **options)
         selection, doubt = chosen_selection(attributor, settings, calibration_path)
         source = video if video is not None else demo_frames()
         clips = explain_video(
@@ -117,7 +120,7 @@ def explain(
                 folder, clips, other, names=_names(model, clips, other), title=f"{method} · {preset}", style=style
             )
         if check:
-            additions["check"] = _check(model, clips, method, selection, options)
+            additions["check"] = _check(model, clips, method, selection, {**options, "strict": not allow_unseen})
         unknown = weights_doubt(model_settings["model_name"], video, str(provenance["weights"]))
         cut = f"clip spec {provenance['clip_spec']}" if "clip_spec" in provenance else None
         warnings = [METHODS[method].warning, doubt, unknown, cut, *additions.get("check", {}).get("findings", [])]

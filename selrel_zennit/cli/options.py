@@ -92,6 +92,15 @@ def json_option(command: F) -> F:
     )
 
 
+def allow_unseen_option(command: F) -> F:
+    """Add --allow-unseen."""
+    return click.option(
+        "--allow-unseen",
+        is_flag=True,
+        help="Explain in spite of operations that no rule of the method sees; every output then says so.",
+    )(command)
+
+
 def open_model(
     model_name: str,
     weights: str | None,

@@ -11,7 +11,14 @@ import click
 import torch
 
 from selrel_zennit.attribution import METHODS, build_method
-from selrel_zennit.cli.options import json_option, method_options, model_options, open_model, write_json
+from selrel_zennit.cli.options import (
+    allow_unseen_option,
+    json_option,
+    method_options,
+    model_options,
+    open_model,
+    write_json,
+)
 from selrel_zennit.cli.reporting import weights_doubt
 from selrel_zennit.cli.selection_options import chosen_selection, selection_options, selection_settings
 from selrel_zennit.clip import ClipSpec
@@ -58,6 +65,7 @@ from ..precisions import PRECISIONS
     metavar="PATH",
     help="A video whose first clip becomes a golden case; may be repeated  [default: three synthetic clips]",
 )
+@allow_unseen_option
 @click.option("--kit", metavar="DIR", help="Also write a folder with all that a device needs, TensorRT and Triton too.")
 @click.option("--explain-passes", is_flag=True, help="Print what each pass of the compiler left.")
 @click.option("--lint", is_flag=True, help="Let TensorRT-RTX build the files; exit code 1 for what it refuses.")
@@ -76,6 +84,7 @@ def export(
     alpha: float | None,
     calibration_path: str | None,
     videos: tuple[str, ...],
+    allow_unseen: bool,
     kit: str | None,
     explain_passes: bool,
     lint: bool,
@@ -99,7 +108,7 @@ def export(
     settings = selection_settings(preset, n_sigma, alpha, calibration_path)
     model = open_model(**model_settings)
     spec: ClipSpec = model.spec  # type: ignore[assignment]
-    attributor = build_method(method, model, **options)
+    attributor = build_method(method, model, strict=not allow_unseen, **options)
     selection, warning = chosen_selection(attributor, settings, calibration_path)
     clips = _golden_clips(videos, spec, size, batch)
     example = torch.zeros(batch, *spec.shape)

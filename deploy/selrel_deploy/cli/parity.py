@@ -54,6 +54,9 @@ def parity(
 ) -> int:
     """Certify that a runner computes the explanation that ARTIFACT was exported from.
 
+    Logits are compared with the network as it was given: golden cases hold its logits, and with --against zennit the
+    network itself runs beside Zennit (the rows "network").
+
     On three clips or more, each for the top class, the runner-up and the last class. The grade is exact, faithful or
     approximate: the error of relevance is at most 0.1, 1 or 10 % of the distance to the frozen clip's map and to a
     wrong class's. Otherwise it is failed, and the exit code 1.
@@ -114,7 +117,7 @@ def table(certificate: Certificate) -> str:
 
 
 def _verdict(case: Case, output: str) -> str:
-    if output == "logits":
+    if output in ("logits", "network"):
         return "same top class" if case.same_top1 else "ANOTHER TOP CLASS"
     if output == "relevance":
         return f"{case.grade}: {percent(case.of_frozen)} of frozen, {percent(case.of_wrong_class)} of wrong class"
@@ -125,7 +128,7 @@ def _against_zennit(
     run: Runner, artifact: Artifact, paths: tuple[str, ...], weights: str | None
 ) -> tuple[Certificate, list[str]]:
     try:
-        from ..zennit_reference import rebuild, zennit_reference
+        from ..zennit_reference import bare_network, rebuild, zennit_reference
     except ModuleNotFoundError as error:
         raise InputError(
             f"--against zennit needs {error.name}, which is not installed: compare with the golden cases, "
@@ -137,5 +140,8 @@ def _against_zennit(
     with attributor:
         reference = zennit_reference(attributor, artifact)
         batch = artifact.clip_shape[0]
-        certificate = certify(run, reference, clips, artifact.selection, batch=batch, progress=progress)
+        network = bare_network(attributor, artifact)
+        certificate = certify(
+            run, reference, clips, artifact.selection, batch=batch, network=network, progress=progress
+        )
     return certificate, names

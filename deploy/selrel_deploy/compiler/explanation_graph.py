@@ -71,6 +71,8 @@ class ExplanationGraph:
     # Before its last passes, which differ for those who run it, and what the others did.
     _source: fx.GraphModule = field(repr=False)
     _reports: list[PassReport] = field(repr=False)
+    # The network as it was given: what golden logits come from, and are held against.
+    network: nn.Module | None = field(repr=False, default=None)
 
     outputs = OUTPUTS
 
@@ -212,6 +214,7 @@ def compile_explanation(
         _info(attributor),
         graph,
         reports,
+        getattr(attributor, "network", attributor.model),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from zennit.attribution import Attributor
 
 from selrel_kernels.reference import select_motion
+from selrel_zennit.attribution import VideoAttributor
 from selrel_zennit.errors import InputError
 from selrel_zennit.selection import Selection
 
@@ -32,14 +33,13 @@ def trace(attributor: Attributor, clip: torch.Tensor, selection: Selection) -> f
 
     Raises InputError for an attributor that decides by looking at values, which one fixed graph cannot.
     """
-    model = attributor.model
     registered = attributor.composite is not None and attributor.composite.handles
     example = clip.detach().clone()
     target = torch.full((len(clip),), -1, dtype=torch.int64, device=clip.device)
 
     def explain(clip: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
-            logits = model(clip)
+            logits = attributor.model(clip)
         explained = torch.where(target < 0, logits.argmax(1), target)
         classes = torch.arange(logits.shape[1], device=logits.device)
         _, attribution = attributor(clip, (classes == explained[:, None]).to(logits.dtype))
@@ -50,17 +50,30 @@ def trace(attributor: Attributor, clip: torch.Tensor, selection: Selection) -> f
         relevance = attribution.detach().sum(1)
         return (logits.detach(), explained, relevance, *select_motion(relevance, **selection.settings))
 
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        _parameters_kept(model),
-        nullcontext() if registered else attributor,
-        _module_paths(model),
-        _recurrent_steps_seen(),
-        _shapes_kept(),
-    ):
+    with torch.inference_mode(False), torch.enable_grad(), nullcontext() if registered else attributor:
+        if isinstance(attributor, VideoAttributor):
+            # Before anything is compiled of it: the graph's logits will be those of the rewritten network.
+            attributor.check(_probe(example))
+        graph = _recorded(attributor.model, explain, example, target)
+        _copy_constants(graph)
+    for node, value in zip(graph.graph.find_nodes(op="placeholder"), (example, target), strict=True):
+        node.meta["example"] = value
+    return graph
+
+
+def _probe(example: torch.Tensor) -> torch.Tensor:
+    """Return a clip like the example to compare logits on: noise in coarse blocks, its values do not matter."""
+    noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    reach = float(example.detach().abs().max()) or 1.0
+    return (noise * reach / 3).to(example)
+
+
+def _recorded(
+    model: nn.Module, explain: Callable[..., tuple[torch.Tensor, ...]], example: torch.Tensor, target: torch.Tensor
+) -> fx.GraphModule:
+    with _parameters_kept(model), _module_paths(model), _recurrent_steps_seen(), _shapes_kept():
         try:
-            graph = make_fx(explain)(example, target)
+            return make_fx(explain)(example, target)
         except RuntimeError as error:
             if "get value out of a tracing tensor" in str(error):
                 raise InputError(
@@ -68,10 +81,6 @@ def trace(attributor: Attributor, clip: torch.Tensor, selection: Selection) -> f
                     "which one fixed graph cannot: write the forward without such decisions, or explain it in torch"
                 ) from error
             raise
-        _copy_constants(graph)
-    for node, value in zip(graph.graph.find_nodes(op="placeholder"), (example, target), strict=True):
-        node.meta["example"] = value
-    return graph
 
 
 def _copy_constants(graph: fx.GraphModule) -> None:
