@@ -294,21 +294,21 @@ class Early(nn.Module):
         return self.classes(self.body(clip))
 
 
-def test_a_class_layer_that_is_registered_early_is_not_taken_for_another():
+def test_a_class_layer_that_is_registered_early_is_seen_to_give_the_logits():
     model = Early().double().eval().requires_grad_(False)
     model.spec = SPEC
-    before = snapshot(model, clips())
-    for composite in (None, AttnLRPEpsilonPlus(canonizers=[AttentionCanonizer(), VideoCanonizer()])):
-        found = sr.build_method("lrp_epsilon_plus", model) if composite is None else Gradient(model, composite)
-        with pytest.raises(sr.InputError, match=r"taken to be Linear.*, but the model gives 5 logits"), found:
-            found(clips(), torch.eye(5, dtype=torch.float64)[[1, 3]])
-        assert snapshot(model, clips()) == before
-    composite = AttnLRPEpsilonPlus(canonizers=[AttentionCanonizer(), VideoCanonizer()], head="classes")
-    rules = {flow.module: flow.rule for flow in lint(model, Gradient(model, composite)).flows if flow.kind == "Linear"}
-    assert rules.pop("classes") == "Epsilon"
-    assert set(rules.values()) == {"ZPlus"}
+    for head in (None, "classes"):
+        composite = AttnLRPEpsilonPlus(canonizers=[AttentionCanonizer(), VideoCanonizer()], head=head)
+        flows = lint(model, Gradient(model, composite)).flows
+        rules = {flow.module: flow.rule for flow in flows if flow.kind == "Linear"}
+        assert rules.pop("classes") == "Epsilon"
+        assert set(rules.values()) == {"ZPlus"}
     with pytest.raises(sr.InputError, match="no linear layer or convolution 'clases'"):
         lint(model, Gradient(model, AttnLRPEpsilonPlus(head="clases")))
+    with pytest.raises(
+        sr.InputError, match=r"'body\.features\.0.*' does not give the logits: the class layer is classes"
+    ):
+        lint(model, Gradient(model, AttnLRPEpsilonPlus(head="body.features.0.0.attn.proj")))
 
 
 def test_a_sum_shares_by_magnitude():
