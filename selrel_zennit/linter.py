@@ -21,8 +21,8 @@ from zennit.rules import Pass
 from zennit.types import BatchNorm, Linear
 
 from .attribution import METHODS, Contrastive, ExcitationBackprop, GradientXInput, one_hot
-from .attribution.foreign import Adapted, Method, as_attributor
 from .attribution.fit import check_devices, check_mode
+from .attribution.foreign import Adapted, Method, as_attributor
 from .attribution.guided import GuidedReLU
 from .attribution.provenance import label
 from .clip import ClipSpec

@@ -16,9 +16,9 @@ from ..composites import release_hooks
 from ..copying import own_copy
 from ..coverage import Coverage, Unseen
 from ..errors import InputError
-from .completion import completed
 from ..plain_layers import make_layers_plain
 from ..same_network import check_same
+from .completion import completed
 from .convolution import FastConvolutions
 from .fit import check_devices, check_mode, named_faults, refuse_unseen
 from .record import Recorder

@@ -119,7 +119,8 @@ def as_attributor(
         raise InputError("pass the inner attributor and selection=…: explain selects by itself")
     shape = None if clip is None or isinstance(getattr(model, "spec", None), ClipSpec) else tuple(clip.shape[1:])
     made = _converted(method, model, shape)
-    made.strict = made.strict and strict
+    if made is not method:
+        made.strict = strict
     if "model" not in made.info:
         inner = made.inner if isinstance(made, Adapted) else made
         own = {} if type(inner) is Gradient else parameters(inner, leave_out=_NOT_OPTIONS)
