@@ -109,8 +109,8 @@ def test_the_class_layer_is_checked_and_can_be_named(name, options, clip):
     expected = relevance_of(name, small_c3d(), clip, **options)
     for named in ({}, {"head": "fc8"}):
         assert torch.equal(relevance_of(name, model, clip, **named, **options), expected)
-    with pytest.raises(sr.InputError, match=r"layer 'conv1' does not give the logits: the class layer is fc8"):
-        relevance_of(name, model, clip, head="conv1", **options)
+    with pytest.raises(sr.InputError, match=r"layer 'body.0' does not give the logits: the class layer is fc8"):
+        relevance_of(name, model, clip, head="body.0", **options)
     with pytest.raises(sr.InputError, match=r"no linear layer or convolution 'fc9' \(did you mean 'fc8'"):
         sr.build_method(name, model, head="fc9", **options)
     empty = nn.Sequential(nn.Flatten()).eval()
