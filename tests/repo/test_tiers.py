@@ -33,6 +33,7 @@ def test_both(number):
     [
         ((), 2),
         (("test_tiers.py",), 2),
+        (("-m", "not repo"), 2),
         (("-m", "slow"), 2),
         (("-m", "slow or not slow"), 4),
         (("test_tiers.py::test_slow",), 1),
