@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 
+_FIELDS = ("logits", "target", "relevance", "motion_relevance", "mask")
+
 
 class MotionShare(NamedTuple):
     """How much of an explanation the selection kept, each [B] in 0…1 (NaN where a map is zero everywhere)."""
@@ -74,6 +76,11 @@ class Explanation:
     def __len__(self) -> int:
         return int(self.relevance.shape[0])
 
+    def clip(self, index: int) -> Explanation:
+        """Return the explanation of one clip of the batch, as a batch of one."""
+        arrays = {name: getattr(self, name)[index : index + 1] for name in _FIELDS}
+        return Explanation(**arrays, unseen=self.unseen)
+
     @property
     def static_relevance(self) -> FloatArray:
         """What the selection dropped, [B,T,H,W]."""
@@ -97,7 +104,6 @@ class Explanation:
 
 def joined(explanations: Sequence[Explanation]) -> Explanation:
     """Return one explanation of the clips of several."""
-    names = ("logits", "target", "relevance", "motion_relevance", "mask")
     unseen = tuple(dict.fromkeys(text for one in explanations for text in one.unseen))
-    arrays = {name: np.concatenate([getattr(one, name) for one in explanations]) for name in names}
+    arrays = {name: np.concatenate([getattr(one, name) for one in explanations]) for name in _FIELDS}
     return Explanation(**arrays, unseen=unseen)

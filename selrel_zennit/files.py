@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
 
 _REMEDY = "choose another place to write to"
+# Ends the name of a staging folder that its process holds a lock on, for as long as it lives.
+_LOCKED = ".staging"
 
 
 @contextmanager
@@ -21,19 +25,25 @@ def staged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder whose files move into ``out`` when the block ends without an exception.
 
     ``out`` and its parents are created then, not before. Files of the same name are replaced, others in ``out`` are
-    left alone. When the block raises (KeyboardInterrupt too), ``out`` is as it was. Files may lie in subfolders.
+    left alone. When the block raises (KeyboardInterrupt too), ``out`` is as it was. Files may lie in subfolders. What
+    a killed process has left of its own staging for ``out`` is removed.
 
     Raises InputError, before the block runs, where ``out`` is a file or cannot be written; and after it, with nothing
-    moved, where a file would replace a folder or the other way round.
+    moved, where a file would replace a folder or the other way round, or the disk is full.
     """
     out = Path(out)
     # Staging lies inside ``out`` where that exists: ``out`` may be a mount, and a move must stay on one file system.
-    staging = Path(_make_temporary(_writable_ancestor(out), out.name))
+    place = _writable_ancestor(out)
+    # Beside ``out`` too: it may not have been there yet.
+    for left in {place, out.parent}:
+        _remove_left_behind(left, out.name)
+    staging, lock = _make_temporary(place, out.name)
     try:
-        yield staging
-        _move_into(staging, out)
+        with _full_disk_named(out, staging):
+            yield staging
+            _move_into(staging, out)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _discard(staging, lock)
 
 
 @contextmanager
@@ -46,9 +56,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     temporary = _temporary_for(path)
     try:
-        yield temporary
-        _make_folder(path.parent)
-        os.replace(temporary, path)
+        with _full_disk_named(path, temporary):
+            yield temporary
+            _make_folder(path.parent)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,6 +67,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise InputError where ``atomic_path`` would: before long work, not after it. Nothing stays behind."""
     _temporary_for(Path(path)).unlink(missing_ok=True)
+
+
+def check_folder(out: str | os.PathLike[str]) -> None:
+    """Raise InputError where ``staged_folder`` would: before long work, not after it. Nothing stays behind."""
+    out = Path(out)
+    _discard(*_make_temporary(_writable_ancestor(out), out.name))
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -92,11 +109,70 @@ def _writable_ancestor(folder: Path) -> Path:
     return place
 
 
-def _make_temporary(folder: Path, name: str) -> str:
+def _make_temporary(folder: Path, name: str) -> tuple[Path, int | None]:
+    """Make a staging folder; return it, and the lock on it where there are locks."""
     try:
-        return tempfile.mkdtemp(prefix=f".{name}-", dir=folder)
+        made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}; {_REMEDY}") from error
+    lock = _lock(made)
+    if lock is None:
+        return made, None
+    # Named so only now: nobody may take it for left behind before it is locked.
+    return made.rename(made.with_name(made.name + _LOCKED)), lock
+
+
+def _lock(folder: Path) -> int | None:
+    """Return a lock on a folder, which ends with the process; None where another holds it, or there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # on Windows; what a killed process leaves there stays
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_left_behind(place: Path, name: str) -> None:
+    """Remove staging folders whose processes have ended without doing it: those on which the lock is free."""
+    for folder in place.glob(f".{glob.escape(name)}-{'?' * 8}{_LOCKED}"):
+        lock = _lock(folder)
+        if lock is not None:
+            _discard(folder, lock)
+
+
+def _discard(folder: Path, lock: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)
+
+
+@contextmanager
+def _full_disk_named(target: Path, staged: Path) -> Iterator[None]:
+    """Turn an error for want of room, wherever it comes from, into an InputError that says where and how much."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        files = [staged] if staged.is_file() else [file for file in staged.rglob("*") if file.is_file()]
+        written, free = sum(file.stat().st_size for file in files), 0
+        with suppress(OSError):
+            free = shutil.disk_usage(staged).free
+        raise InputError(
+            f"cannot write to {target}: the disk is full after {written / 1e6:.1f} MB, with {free / 1e6:.1f} MB free; "
+            "make room, or choose another place to write to"
+        ) from error
 
 
 def _make_folder(folder: Path) -> None:

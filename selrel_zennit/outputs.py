@@ -79,12 +79,14 @@ def write_outputs(
     style: Style | None = None,
     warnings: list[str] | None = None,
     additions: dict[str, Any] | None = None,
+    pictures: bool = True,
 ) -> dict[str, Any]:
     """Write the five files into ``folder``, which exists, and return the summary.
 
     ``settings`` are the summary's entries that say how the explanation was made: video, model, weights, method, preset,
     n_sigma (None where the preset is calibrated: then alpha), runner, device. ``additions`` are entries that are ready
-    (versus, check); a versus.png that lies in the folder goes into the report. For all or nothing, pass the folder of
+    (versus, check); a versus.png that lies in the folder goes into the report. Without ``pictures``, which take longer
+    than most explanations, explanation.npz and summary.json alone are written. For all or nothing, pass the folder of
     ``files.staged_folder``.
     """
     style = style or Style()
@@ -92,6 +94,23 @@ def write_outputs(
         **summarise(clips, settings=settings, class_names=class_names, warnings=warnings),
         **(additions or {}),
     }
+    if pictures:
+        _draw_all(folder, clips, summary, style)
+    else:
+        summary["overlay"] = None
+    explanation = clips.explanation
+    arrays = {
+        name: getattr(explanation, name) for name in ("relevance", "motion_relevance", "mask", "logits", "target")
+    }
+    if explanation.unseen:
+        arrays["unseen"] = np.array(explanation.unseen)
+    np.savez_compressed(folder / "explanation.npz", frames=clips.pixels, **arrays)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return summary
+
+
+def _draw_all(folder: Path, clips: ClipExplanations, summary: dict[str, Any], style: Style) -> None:
+    """Write overlay.mp4, strip.png and report.html; the summary takes how long that was, and the overlay's rate."""
     count = len(clips.starts)
     since = time.perf_counter()
     rate = min(_SINGLE_CLIP_RATE, clips.frame_rate) if count == 1 else clips.frame_rate
@@ -108,15 +127,6 @@ def write_outputs(
     media = {name: path.read_bytes() for name, path in pictures.items() if path.exists()}
     media["overlay"] = (folder / "overlay.mp4").read_bytes()
     (folder / "report.html").write_text(report_html(summary, media), encoding="utf-8")
-    explanation = clips.explanation
-    arrays = {
-        name: getattr(explanation, name) for name in ("relevance", "motion_relevance", "mask", "logits", "target")
-    }
-    if explanation.unseen:
-        arrays["unseen"] = np.array(explanation.unseen)
-    np.savez_compressed(folder / "explanation.npz", frames=clips.pixels, **arrays)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return summary
 
 
 def summarise(

@@ -134,9 +134,12 @@ def read_artifact(path: str | Path) -> Artifact:
 
     Raises InputError where a file is missing or differs from what was exported, and for an artifact of a newer kind.
     """
-    path = artifact_path(path)
+    asked, path = Path(path), artifact_path(path)
     manifest = manifest_path(path)
     if not manifest.is_file():
+        # A split artifact has no file of the name that it is called by.
+        if not any(file.exists() for file in (asked, *part_paths(path, split=True).values())):
+            raise InputError(f"{asked} does not exist: give the NAME.onnx of an artifact, its other files beside it")
         raise InputError(f"{manifest} does not exist; it belongs to {path.name}: {_AGAIN}")
     fields, digest = _read_manifest(manifest)
     try:

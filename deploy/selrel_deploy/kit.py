@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 
 from selrel_zennit.errors import InputError
-from selrel_zennit.files import sha256_file, staged_folder
+from selrel_zennit.files import check_folder, sha256_file, staged_folder
 
 from .artifact import Artifact, manifest_path, read_artifact
+from .precisions import RUNS
 
 SUMS = "SHA256SUMS"
 _PLAIN = ("requirements-edge.txt",)
@@ -29,6 +30,29 @@ _TRITON_TYPES: dict[int, str] = {
 }
 # Of the norm, logits and relevance, by the precision of the forward pass: a rounded activation flips winners of pools.
 _MOST_ERROR = {"fp32": (1e-3, 1e-2), "fp16": (2e-2, 0.1)}
+_ON_PROCESSOR = """## 1. Without a GPU, without torch
+
+```bash
+pip install --no-deps selrel-zennit==@VERSION@
+pip install -r requirements-edge.txt
+python run.py VIDEO
+selrel run @NAME@.onnx VIDEO --out out  # pictures, a film, a report
+selrel bench --artifact @NAME@.onnx --clips VIDEO
+```
+
+Where `cat /sys/kernel/mm/transparent_hugepage/enabled` says `[madvise]` and the C library is glibc from 2.35, `export
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1` asks for larger pages of memory, in which ONNX Runtime may be faster.
+"""
+_ON_GPU_ALONE = """## 1. Without torch
+
+```bash
+pip install --no-deps selrel-zennit==@VERSION@
+pip install -r requirements-edge.txt
+```
+
+This artifact needs a GPU: it computes in @PRECISION@, and no runtime for processors does. One for those is exported
+with `--precision fp32`.
+"""
 _ABOUT = {
     ".onnx": "the graph: logits, relevance, selection",
     ".forward.onnx": "the forward pass: logits, and the activations that the explanation needs",
@@ -83,6 +107,7 @@ def check_kit_folder(artifact: str | Path, folder: str | Path) -> None:
     others = sorted(path.name for path in folder.glob("*.json") if path.name != manifest_path(Path(name)).name)
     if others:
         raise InputError(f"{folder} holds the kit of another artifact ({others[0]}): give a new folder")
+    check_folder(folder)
 
 
 class _Model:
@@ -163,8 +188,15 @@ def _values(artifact: Artifact, models: dict[str, _Model]) -> dict[str, str]:
     plans = [f"{part.name.removesuffix('.onnx')}.plan" for part in artifact.parts.values()]
     logits, relevance = _MOST_ERROR[artifact.precision.partition("+")[0]]
     compare = "" if artifact.split else "./compare.sh  # polygraphy: ONNX Runtime and TensorRT on all golden cases\n"
+    # Eager and inductor run graphs, not artifacts.
+    processors = [runner for runner in ("onnxruntime", "openvino") if artifact.precision in RUNS[runner]]
+    runners = [*processors, "tensorrt"]
     triton = " and ".join(f"`{triton_name(part)}`" for part in artifact.parts.values())
     return {
+        # Holds other values' names.
+        "WITHOUT_GPU": _ON_PROCESSOR if "onnxruntime" in processors else _ON_GPU_ALONE,
+        "RUNNERS": " or ".join(filter(None, [", ".join(runners[:-1]), runners[-1]])),
+        "RUNNER": runners[0],
         "NAME": name,
         "METHOD": str(info["method"] or "an explanation"),
         "MODEL": str(info["model"] or "a network"),

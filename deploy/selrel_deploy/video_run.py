@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,13 @@ class Seen(NamedTuple):
     met: bool
 
 
+class Explained(NamedTuple):
+    """The explanation of one clip, and the seconds of the runner that fall to it."""
+
+    explanation: Explanation
+    seconds: float
+
+
 class VideoRun(NamedTuple):
     """What a runner made of a video: explanations (None where no clip met the condition), every clip, and notes."""
 
@@ -78,53 +86,66 @@ def run_video(
 ) -> VideoRun:
     """Explain one clip of a video, or every clip, as ``explain_video`` does.
 
+    A runner of several clips at once gets successive ones; the last batch is filled up with its last clip.
+
     ``target`` −1 is the top class; with ``all_clips`` the one with the highest mean logit over all clips that are
     explained, for which the video is read twice. ``when`` says which clips to explain; of the others a split artifact
     costs the forward pass alone. ``info`` says what the explanation is. ``progress`` wraps the loops over clips.
 
-    Raises InputError for a video that cannot be read, one whose frames have another size than an artifact that resizes
-    by itself takes, and for a runner of more than one clip at once.
+    Raises InputError for a video that cannot be read, and for one whose frames have another size than an artifact that
+    resizes by itself takes.
     """
-    if runner.clip_shape != (1, *spec.shape):
-        batch = runner.clip_shape[0]
-        remedy = "export it with --batch 1" if batch != 1 else "its clip_spec is that of another network"
-        raise InputError(f"the artifact takes clips {runner.clip_shape}, a video gives {(1, *spec.shape)}: {remedy}")
+    if runner.clip_shape[1:] != spec.shape:
+        raise InputError(
+            f"the artifact takes clips {runner.clip_shape[1:]}, a video gives {spec.shape}: "
+            "its clip_spec is that of another network"
+        )
     notes, rate = describe_source(source, spec)
     if when is not None and not runner.split:
         notes.append("the artifact is not split: every clip cost a whole explanation; export it with --split")
+    if not all_clips and runner.clip_shape[0] > 1:
+        notes.append(f"the artifact explains {runner.clip_shape[0]} clips at once: one alone costs as much as all")
     work = _Work(runner, spec, when)
 
-    def clips() -> Iterator[CutClip]:
-        return cut(source, spec, start, all_clips, notes)
+    def batches() -> Iterator[list[CutClip]]:
+        clips = iter(progress(cut(source, spec, start, all_clips, notes)))
+        while batch := list(islice(clips, runner.clip_shape[0])):
+            yield batch
 
-    first_explained: dict[int, tuple[Explanation, float]] = {}
+    first_explained: dict[int, Explained] = {}
     if all_clips and target == TOP:
         total = np.zeros(runner.num_classes)
-        for clip in progress(clips()):
-            seen, explanation, seconds = work.look(clip, TOP, explain=not runner.split)
-            total += seen.logits[0] if seen.met else 0
-            if explanation is not None:
-                first_explained[clip.start] = explanation, seconds
+        for batch in batches():
+            for seen, one in work.look(batch, TOP, explain=not runner.split):
+                total += seen.logits[0] if seen.met else 0
+                if one is not None:
+                    first_explained[seen.start] = one
         target = int(total.argmax())
     every: list[Seen] = []
     found: list[tuple[CutClip, Explanation, dict[str, Any]]] = []
     still: list[MotionShare] = []
-    for clip in progress(clips()):
-        known = first_explained.pop(clip.start, None)
-        if known is not None and known[0].target[0] == target:
-            (explanation, spent), seen = known, work.seen(clip.start, known[0].logits)
-        else:
-            seen, explanation, spent = work.look(clip, target)
-        every.append(seen)
-        if explanation is None:
-            continue
-        # The selection runs inside the artifact, where nobody can time it apart.
-        seconds_of: dict[str, Any] = {"read": clip.seconds, "forward_backward": spent, "select": None}
-        if frozen:
+    for batch in batches():
+        known = [first_explained.pop(clip.start, None) for clip in batch]
+        looked: list[tuple[Seen, Explained | None]] = [
+            (work.seen(clip.start, held.explanation.logits), held)
+            for clip, held in zip(batch, known, strict=True)
+            if held is not None and held.explanation.target[0] == target
+        ]
+        if len(looked) < len(batch):
+            looked = work.look(batch, target)
+        every += [seen for seen, _ in looked]
+        met = [(clip, made) for clip, (_, made) in zip(batch, looked, strict=True) if made is not None]
+        frozen_seconds = None
+        if frozen and met:
             since = time.perf_counter()
-            still.append(runner(work.input(clip, frozen=True), explanation.target).motion_share())
-            seconds_of["frozen"] = time.perf_counter() - since
-        found.append((clip._replace(frames=clip.frames[:0]), explanation, seconds_of))
+            still += work.frozen_shares(met)
+            frozen_seconds = (time.perf_counter() - since) / len(met)
+        for clip, made in met:
+            # The selection runs inside the artifact, where nobody can time it apart.
+            seconds_of: dict[str, Any] = {"read": clip.seconds, "forward_backward": made.seconds, "select": None}
+            if frozen_seconds is not None:
+                seconds_of["frozen"] = frozen_seconds
+            found.append((clip._replace(frames=clip.frames[:0]), made.explanation, seconds_of))
     if when is not None:
         limit = f"{when.probability:g}"
         notes.append(f"{len(found)} of {len(every)} clips explained: those whose probability reaches {limit}")
@@ -144,35 +165,57 @@ def run_video(
 
 
 class _Work:
+    """A runner at work on batches of clips, which may be short of its own: what it lacks is filled up."""
+
     def __init__(self, runner: Runner, spec: ClipSpec, when: Condition | None) -> None:
         self.runner, self.spec, self.when = runner, spec, when
 
-    def look(self, clip: CutClip, target: int, *, explain: bool = True) -> tuple[Seen, Explanation | None, float]:
-        """Return what a clip shows, its explanation where the condition is met, and the seconds of the runner."""
-        given = self.input(clip)
+    def look(self, clips: list[CutClip], target: int, *, explain: bool = True) -> list[tuple[Seen, Explained | None]]:
+        """Return what each clip shows, and its explanation where the condition is met."""
+        given = self.input(clips)
         since = time.perf_counter()
         explanation: Explanation | None = None
         if self.runner.split:
-            seen = self.seen(clip.start, self.runner.forward(given))
-            if seen.met and explain:
+            seen = self._all_seen(clips, self.runner.forward(given))
+            if explain and any(one.met for one in seen):
                 explanation = self.runner.explain(target)
         else:
             explanation = self.runner(given, target)
-            seen = self.seen(clip.start, explanation.logits)
-            explanation = explanation if seen.met and explain else None
-        return seen, explanation, time.perf_counter() - since
+            seen = self._all_seen(clips, explanation.logits)
+        seconds = (time.perf_counter() - since) / len(clips)
+        if explanation is None or not explain:
+            return [(one, None) for one in seen]
+        return [
+            (one, Explained(explanation.clip(index), seconds) if one.met else None) for index, one in enumerate(seen)
+        ]
 
     def seen(self, start: int, logits: Logits) -> Seen:
-        """Return what a clip shows."""
+        """Return what a clip shows, by its logits [1,K]."""
         if self.when is None:
             return Seen(start, logits, 1.0, True)
         probability = self.when.measure(logits)
         return Seen(start, logits, probability, probability >= self.when.probability)
 
-    def input(self, clip: CutClip, *, frozen: bool = False) -> Clip:
-        """Return a clip as the runner takes it; ``frozen``: with its middle frame in place of all others."""
+    def _all_seen(self, clips: list[CutClip], logits: Logits) -> list[Seen]:
+        return [self.seen(clip.start, logits[index : index + 1]) for index, clip in enumerate(clips)]
+
+    def frozen_shares(self, found: list[tuple[CutClip, Explained]]) -> list[MotionShare]:
+        """Return what the selection keeps of clips frozen to one frame, for the class that each was explained for."""
+        targets = [int(one.explanation.target[0]) for _, one in found]
+        targets += targets[-1:] * (self.runner.clip_shape[0] - len(targets))
+        explanation = self.runner(self.input([clip for clip, _ in found], frozen=True), targets)
+        return [explanation.clip(index).motion_share() for index in range(len(found))]
+
+    def input(self, clips: list[CutClip], *, frozen: bool = False) -> Clip:
+        """Return clips as the runner takes them; ``frozen``: with their middle frame in place of all others."""
+        given = [self._frames(clip) for clip in clips]
+        given += given[-1:] * (self.runner.clip_shape[0] - len(given))
+        pixels = np.stack([freeze(frames) if frozen else frames for frames in given])
+        return self.spec.from_pixels(pixels) if self.runner.frames_shape is None else pixels
+
+    def _frames(self, clip: CutClip) -> Frames:
         if self.runner.frames_shape is None:
-            return self.spec.from_pixels((freeze(clip.pixels) if frozen else clip.pixels)[None])
+            return clip.pixels
         frames = clip.frames[self.spec.indices(len(clip.frames))]
         if frames.shape != self.runner.frames_shape[1:]:
             wanted, got = ("×".join(map(str, shape[-2:-4:-1])) for shape in (self.runner.frames_shape, frames.shape))
@@ -180,4 +223,4 @@ class _Work:
                 f"the artifact takes frames of {wanted} pixels, the video's are {got}: export it for that frame size, "
                 "or with --input float"
             )
-        return (freeze(frames) if frozen else frames)[None]
+        return frames

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,16 +24,18 @@ from .parity import Array, Explain
 _REMEDY = "compare with the golden cases: --against golden"
 
 
-def rebuild(artifact: Artifact, weights: str | None = None) -> VideoAttributor:
+def rebuild(artifact: Artifact, weights: str | None = None, network: str | None = None) -> VideoAttributor:
     """Return the attributor that an artifact was made from, by its ``info``.
 
-    ``weights`` says where the weights lie now, where that is not the place they were exported from. Raises InputError
-    where the artifact does not say what it was made from, and where the weights found are others.
+    ``weights`` says where the weights lie now, where that is not the place they were exported from, ``network`` what
+    that is called now. Raises InputError where the artifact does not say what it was made from, where its network
+    is not to be found, and where the weights found are others.
     """
-    info = artifact.info
+    info = artifact.info if network is None else {**artifact.info, "model": network}
     missing = [name for name in ("method", "model", "weights", "clip_spec") if info.get(name) is None]
     if missing:
         raise InputError(f"{artifact.path} does not say its {', '.join(missing)}: {_REMEDY}")
+    _check_is_here(artifact, str(info["model"]))
     named, seed = str(info["weights"]), 0
     if named.startswith("random seed "):
         named, seed = "random", int(named.removeprefix("random seed "))
@@ -67,6 +71,25 @@ def _as_clips(clips: Array, spec: ClipSpec) -> Array:
     if clips.dtype != np.uint8:
         return clips
     return spec.from_pixels(np.stack([spec.pixels(frames) for frames in clips]))
+
+
+def _check_is_here(artifact: Artifact, model: str) -> None:
+    """Raise InputError where the module of a user's own network is not in this folder nor on Python's path."""
+    module = model.partition(":")[0].partition(".")[0]
+    if ":" not in model:
+        return
+    sys.path.insert(0, "")
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    finally:
+        sys.path.remove("")
+    if found is None:
+        raise InputError(
+            f"{artifact.path} was made from {model}, and there is no module {module} here: call this where it is, give "
+            f"--model package.module:factory, or {_REMEDY}"
+        )
 
 
 def zennit_reference(attributor: VideoAttributor, artifact: Artifact) -> Explain:

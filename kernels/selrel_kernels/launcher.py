@@ -28,7 +28,7 @@ from .plan import (
 VARIANTS = ("two launches", "cluster")
 OLDEST_ARCH = 75  # of what NVRTC of CUDA 13 can compile for
 
-_INSTALL = "install cuda-core (pip install 'selrel-zennit[gpu]')"
+_INSTALL = "install cuda-core (pip install cuda-core)"
 
 
 class Driver(Protocol):

@@ -82,7 +82,7 @@ def root() -> None:
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 1 for a check that failed, 2 for bad input.
 
-    Ended by SIGTERM it raises SystemExit(143), so that nothing half written stays behind.
+    Ended by SIGTERM it is 143, and nothing half written stays behind.
     """
     try:
         with _terminable():
@@ -93,9 +93,15 @@ def main(args: list[str] | None = None) -> int:
         return _fail(error.format_message())
     except OSError as error:
         return _fail(f"{error.filename or 'output'}: {error.strerror or error}; make room, or write elsewhere")
+    except _Terminated:
+        return _fail("ended by SIGTERM; nothing half written stays, start it again", 143)
     except click.Abort:
         return _fail("interrupted", 130)
     return code if isinstance(code, int) else 0
+
+
+class _Terminated(SystemExit):
+    """SIGTERM came: what ends a process, so that nobody takes it for an error to go on after."""
 
 
 @contextmanager
@@ -103,7 +109,7 @@ def _terminable() -> Iterator[None]:
     """Let SIGTERM (of systemd, of docker stop) end the block as an exception, not the process where it stands."""
 
     def stop(number: int, frame: Any) -> NoReturn:
-        raise SystemExit(128 + number)
+        raise _Terminated(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what a signal does

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..errors import InputError
 from . import resolve
 from .options import json_option, write_json
 
@@ -26,7 +27,12 @@ def listing(what: str, json_path: str | None) -> None:
         "runners": lambda: resolve(_RUNNERS)(),
         "presets": _presets,
     }
-    rows = kinds[what]()
+    try:
+        rows = kinds[what]()
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"selrel list {what} needs {error.name}, which is not installed: pip install selrel-zennit"
+        ) from None
     write_json(json_path, rows)
     if json_path == "-":
         return

@@ -12,6 +12,7 @@ import click
 T = TypeVar("T")
 
 FILES = ("overlay.mp4", "strip.png", "report.html", "explanation.npz", "summary.json")
+ARRAYS = ("explanation.npz", "summary.json")
 OPTIONAL_FILES = ("versus.png", "versus.npz")
 
 
@@ -39,7 +40,7 @@ def weights_doubt(model: str, video: str | None, weights: str, remedy: str = "pa
     return None
 
 
-def print_summary(summary: dict[str, Any], out: str, *, figures: bool = True) -> None:
+def print_summary(summary: dict[str, Any], out: str, *, figures: bool = True, files: tuple[str, ...] = FILES) -> None:
     """Print the figures to standard output, unless they go there as JSON; notes and warnings to standard error."""
     if figures:
         print(
@@ -50,7 +51,7 @@ def print_summary(summary: dict[str, Any], out: str, *, figures: bool = True) ->
             print(f"frame {clip['start']}: motion is {mass} of the relevance, on {area} of its area{_frozen(clip)}")
         if len(summary["clips"]) > 10:
             print(f"… and {len(summary['clips']) - 10} more clips in summary.json")
-        print(f"wrote {', '.join(FILES + (OPTIONAL_FILES if 'versus' in summary else ()))} to {out}")
+        print(f"wrote {', '.join(files + (OPTIONAL_FILES if 'versus' in summary else ()))} to {out}")
     print_notes(summary)
 
 

@@ -143,13 +143,56 @@ def test_the_script_stops_where_the_explanation_is_another(kits, tmp_path):
     kit = tmp_path / "kit"
     shutil.copytree(kits / "whole", kit)
     source = (kit / "run.py").read_text("utf-8")
-    wrong = "    run.run = lambda clip, target, run=run.run: [run(clip, target)[0] * 0, *run(clip, target)[1:]]\n"
+    wrong = "        run.run = lambda clip, target, run=run.run: [run(clip, target)[0] * 0, *run(clip, target)[1:]]\n"
     (kit / "run.py").write_text(
-        source.replace("    artifact = run.artifact\n", wrong + "    artifact = run.artifact\n")
+        source.replace("        artifact = run.artifact\n", wrong + "        artifact = run.artifact\n")
     )
     done = run_script(kit)
     assert done.returncode == 1
     assert "golden cases: failed" in done.stdout
+
+
+def test_what_cannot_run_is_one_sentence(kits, tmp_path):
+    for arguments, word in (
+        ([tmp_path / "gone.mp4"], "gone.mp4 does not exist"),
+        (["--runner", "tensorrt"], "needs tensorrt, which is not installed: pip install tensorrt cuda-core"),
+        (["--runner", "nothing"], "no runner named 'nothing'"),
+        (["--runner", "eager"], "needs torch, which is not installed"),
+    ):
+        done = run_script(kits / "whole", *arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("run.py: error: ")
+        assert done.stderr.count("\n") == 1
+        assert word in done.stderr
+
+
+def test_a_kit_in_half_precision_says_that_it_needs_a_gpu(kits, tmp_path):
+    kit = tmp_path / "kit"
+    half = ["--precision", "fp32+fp16", "-o", str(tmp_path / "half.onnx"), "--kit", str(kit)]
+    assert main(["export", *SMALL, *half]) == 0
+    readme, plain = ((folder / "README.md").read_text("utf-8") for folder in (kit, kits / "whole"))
+    assert "Without a GPU" in plain
+    assert "Without a GPU" not in readme
+    assert "needs a GPU: it computes in fp32+fp16, and no runtime for processors does" in " ".join(readme.split())
+    # What the section for processors has in it, and what it leaves to the one for TensorRT.
+    assert "selrel bench" in plain
+    assert "selrel bench" not in readme
+    assert "pip install -r requirements-edge.txt" in readme
+    assert "@" not in readme.replace("-r requirements", "")
+    script, plain_script = ((folder / "run.py").read_text("utf-8") for folder in (kit, kits / "whole"))
+    assert 'default="tensorrt", help="tensorrt"' in script
+    assert 'default="onnxruntime", help="onnxruntime, openvino or tensorrt"' in plain_script
+    # The claim is so: there is a refusal, and it is a sentence.
+    done = run_script(kit, "--runner", "onnxruntime")
+    assert done.returncode == 2
+    assert "does not run fp32+fp16" in done.stderr
+
+
+def test_a_kit_that_cannot_be_written_leaves_no_artifact(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["export", *SMALL, "-o", str(tmp_path / "x.onnx"), "--kit", str(tmp_path / "file" / "kit")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_requirements_are_those_of_the_package(kits):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from selrel_zennit.errors import InputError
-from selrel_zennit.files import atomic_path, sha256_file, staged_folder
+from selrel_zennit.files import atomic_path, check_folder, sha256_file, staged_folder
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -155,6 +156,81 @@ def test_atomic_path_refuses_a_folder_and_a_path_below_a_file(tmp_path):
         assert_one_line(error, part)
 
 
+KILLED = """
+import os, signal, sys
+from selrel_zennit.files import staged_folder
+with staged_folder(sys.argv[1]) as folder:
+    (folder / "half.txt").write_text("half")
+    print(folder, flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, existed):
+    out = tmp_path / "out [1]*"
+    if existed:
+        out.mkdir()
+    place = out if existed else tmp_path
+
+    def started(name=out):
+        return subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    # Another run into the same folder, one into another, and folders that only look like it.
+    with started() as running, started() as killed, started(tmp_path / "other") as elsewhere:
+        kept, left, others = (Path(process.stdout.readline().strip()) for process in (running, killed, elsewhere))
+        killed.communicate("\n")
+        elsewhere.communicate("\n")
+        mine = place / ".out [1]*-mine"
+        mine.mkdir()
+        link = place / ".out [1]*-abcdefgh.staging"
+        link.symlink_to(mine)
+        assert (left / "half.txt").exists()
+        with staged_folder(out) as staging:
+            assert not left.exists()
+            assert all(path.exists() for path in (kept, others, mine, link, staging))
+        assert (kept / "half.txt").exists()
+        running.communicate("\n")
+    with staged_folder(out):
+        assert not kept.exists()
+
+
+def write_until_full(place, wrapped):
+    file = place / "a.bin" if place.is_dir() else place
+    file.write_bytes(bytes(2_500_000))
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError as full:
+        if wrapped:
+            raise RuntimeError("could not write") from full
+        raise
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_named(tmp_path, wrapped):
+    """Where, how much of it was there, and how much room is left; also where a library has made another error of it."""
+    for context, name in ((staged_folder, "out"), (atomic_path, "x.npz")):
+        with pytest.raises(InputError) as error, context(tmp_path / name) as place:
+            write_until_full(place, wrapped)
+        assert_one_line(error, f"cannot write to {tmp_path / name}: the disk is full after 2.5 MB, with ", " MB free")
+        assert not any(tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="another"), staged_folder(tmp_path / "out"):
+        raise RuntimeError("another")
+
+
+def test_a_folder_is_checked_before_long_work(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    check_folder(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError) as error:
+            check_folder(path)
+        assert_one_line(error, "is not a folder")
+
+
 def test_sha256(tmp_path):
     content = os.urandom((1 << 20) + 17)
     (tmp_path / "x").write_bytes(content)
@@ -195,5 +271,7 @@ def test_sigterm_leaves_nothing_half_written(tmp_path):
             assert any(tmp_path.iterdir())
             process.send_signal(sent)
             assert process.wait(20) == code
-            assert "Traceback" not in process.stderr.read()
+            said = process.stderr.read().strip()
+            assert said.startswith("selrel: error: ended by SIGTERM; " if code == 143 else "selrel: error: interrupted")
+            assert "\n" not in said
         assert not any(tmp_path.iterdir())

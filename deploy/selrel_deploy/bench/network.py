@@ -224,9 +224,7 @@ class _Maker:
         if importlib.util.find_spec(RUNNERS[runner].needs) is not None:
             return True
         if self.choice.must_run(runner):
-            entry = RUNNERS[runner]
-            package = f"selrel-zennit[{entry.extra}]" if entry.extra else entry.needs
-            raise InputError(f"the runner {runner} is not installed: pip install '{package}'")
+            raise InputError(f"the runner {runner} is not installed: pip install {RUNNERS[runner].packages}")
         self.table.skip(method, runner, precision, "not installed")
         return False
 

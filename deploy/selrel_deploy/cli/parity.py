@@ -39,6 +39,7 @@ _HEADINGS = ("clip", "target", "output", "error", "max error", "cosine", "Spearm
     metavar="PATH",
     help="A video or a folder of frames for --against zennit; may be repeated  [default: three synthetic clips]",
 )
+@click.option("--model", help="The network for --against zennit  [default: what it was called at the export]")
 @click.option("--weights", help="The weight file for --against zennit  [default: where it was at the export]")
 @json_option
 def parity(
@@ -49,6 +50,7 @@ def parity(
     runner_settings: tuple[str, ...],
     against: str,
     paths: tuple[str, ...],
+    model: str | None,
     weights: str | None,
     json_path: str | None,
 ) -> int:
@@ -61,10 +63,9 @@ def parity(
     approximate: the error of relevance is at most 0.1, 1 or 10 % of the distance to the frozen clip's map and to a
     wrong class's. Otherwise it is failed, and the exit code 1.
     """
-    if against == "golden" and (paths or weights):
-        raise InputError(
-            f"{'--clips' if paths else '--weights'} goes with --against zennit: golden cases have their own"
-        )
+    given = [name for name, value in (("--clips", paths), ("--model", model), ("--weights", weights)) if value]
+    if against == "golden" and given:
+        raise InputError(f"{given[0]} goes with --against zennit: golden cases have their own")
     if json_path not in (None, "-"):
         check_writable(json_path)
     # The certificate looks at every case; the runner need not look at one before.
@@ -74,7 +75,7 @@ def parity(
         if against == "golden":
             certificate, names = certify_golden(run, read, progress), None
         else:
-            certificate, names = _against_zennit(run, read, paths, weights)
+            certificate, names = _against_zennit(run, read, paths, model, weights)
         figures = {
             "artifact": {"file": str(read.path), "sha256": read.sha256},
             "runner": describe(run),
@@ -125,7 +126,7 @@ def _verdict(case: Case, output: str) -> str:
 
 
 def _against_zennit(
-    run: Runner, artifact: Artifact, paths: tuple[str, ...], weights: str | None
+    run: Runner, artifact: Artifact, paths: tuple[str, ...], model: str | None, weights: str | None
 ) -> tuple[Certificate, list[str]]:
     try:
         from ..zennit_reference import bare_network, rebuild, zennit_reference
@@ -134,7 +135,7 @@ def _against_zennit(
             f"--against zennit needs {error.name}, which is not installed: compare with the golden cases, "
             "or pip install selrel-zennit"
         ) from None
-    attributor = rebuild(artifact, weights)
+    attributor = rebuild(artifact, weights, model)
     spec = ClipSpec.from_dict(artifact.info["clip_spec"])
     clips, names = video_clips(artifact, spec, paths) if paths else synthetic_clips(artifact, spec)
     with attributor:

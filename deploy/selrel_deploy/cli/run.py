@@ -10,6 +10,7 @@ import click
 from selrel_zennit.class_names import class_index, class_name
 from selrel_zennit.cli.options import json_option, style_options, weights_entry, write_json
 from selrel_zennit.cli.reporting import (
+    ARRAYS,
     FILES,
     OPTIONAL_FILES,
     print_notes,
@@ -45,6 +46,7 @@ from .runner_options import open_named, runner_options, settings_of
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First frame of the (first) clip.")
 @click.option("--all-clips", is_flag=True, help="Explain every clip, for the class with the highest mean logit.")
 @click.option("--no-frozen", is_flag=True, help="Do not explain the clip frozen to one frame beside it.")
+@click.option("--no-pictures", is_flag=True, help="Write explanation.npz and summary.json alone, which is faster.")
 @click.option("--out", default="out", show_default=True, help="Folder for the five files.")
 @style_options
 @json_option
@@ -60,6 +62,7 @@ def run(
     start: int,
     all_clips: bool,
     no_frozen: bool,
+    no_pictures: bool,
     out: str,
     cmap: str,
     level: float,
@@ -85,6 +88,8 @@ def run(
     ):
         read: Artifact = opened.artifact  # type: ignore[attr-defined]
         names = read.info.get("class_names")
+        if video is None:
+            _check_embedded(read)
         when = _condition(explain_when, read.num_classes, names)
         index = class_index(target, read.num_classes, names)
         if when is not None and index == TOP:
@@ -117,16 +122,30 @@ def run(
                 style=Style(cmap, level, relevance_norm),
                 warnings=warnings,
                 additions=additions,
+                pictures=not no_pictures,
             )
-    remove_stale(out)
+    written = ARRAYS if no_pictures else FILES
+    remove_stale(out, keep=written, files=FILES + OPTIONAL_FILES)
     write_json(json_path, summary)
     if done.explained is not None:
-        print_summary(summary, out, figures=json_path != "-")
+        print_summary(summary, out, figures=json_path != "-", files=written)
         return
     remove_stale(out, keep=["summary.json"], files=FILES + OPTIONAL_FILES)
     if json_path != "-":
         print(f"no clip explained: {_highest(done, additions['explain_when'])}; wrote summary.json to {out}")
     print_notes(summary)
+
+
+def _check_embedded(artifact: Artifact) -> None:
+    """Raise InputError where the embedded clip has another size than the artifact takes, which resizes by itself."""
+    if artifact.frames_shape is None:
+        return
+    height, width = artifact.frames_shape[2:4]
+    if demo_frames().shape[1:3] != (height, width):
+        raise InputError(
+            f"{artifact.path} takes frames of {width}×{height} pixels, and the embedded clip has others: "
+            "give a VIDEO of that size"
+        )
 
 
 def _spec(artifact: Artifact) -> ClipSpec:

@@ -21,15 +21,16 @@ __all__ = ["RUNNERS", "OutputError", "Runner", "list_runners", "open_runner"]
 
 
 class RunnerEntry(NamedTuple):
-    """A runner: module of this package and class in it, what it needs installed and which extra brings it.
+    """A runner: module of this package and class in it, what it needs installed, and the packages that bring that.
 
+    These are the runtime's own: an extra of this package would bring torch too, to a device that does without it.
     ``status`` says what of it nobody has run; empty where all of it has been. ``instead`` are modules that do, too.
     """
 
     module: str
     kind: str
     needs: str
-    extra: str | None
+    packages: str
     summary: str
     status: str = ""
     instead: tuple[str, ...] = ()
@@ -38,15 +39,17 @@ class RunnerEntry(NamedTuple):
 _ON_CUDA = "on CUDA: built, not run; no GPU has run it yet"
 
 RUNNERS = {
-    "eager": RunnerEntry("eager", "EagerRunner", "torch", None, "a graph as it is, in torch: the reference", _ON_CUDA),
+    "eager": RunnerEntry(
+        "eager", "EagerRunner", "torch", "torch", "a graph as it is, in torch: the reference", _ON_CUDA
+    ),
     "inductor": RunnerEntry(
-        "inductor", "InductorRunner", "torch", None, "a graph compiled to machine code by torch.compile", _ON_CUDA
+        "inductor", "InductorRunner", "torch", "torch", "a graph compiled to machine code by torch.compile", _ON_CUDA
     ),
     "onnxruntime": RunnerEntry(
         "onnxruntime",
         "OnnxRuntimeRunner",
         "onnxruntime",
-        None,
+        "onnxruntime",
         "an artifact in ONNX Runtime, by one of its providers",
         _ON_CUDA,
     ),
@@ -57,7 +60,7 @@ RUNNERS = {
         "tensorrt",
         "TensorRtRunner",
         "tensorrt",
-        "tensorrt",
+        "tensorrt cuda-core",
         "an artifact in TensorRT or TensorRT-RTX, on an NVIDIA GPU",
         "built, not run; no GPU has run it yet",
         MODULES[1:],
@@ -81,7 +84,7 @@ def open_runner(source: str | Path | ExplanationGraph, runner: str = "onnxruntim
         kind: type[Runner] = getattr(importlib.import_module(f".{entry.module}", __name__), entry.kind)
         return kind.open(source, **options)
     except ModuleNotFoundError as error:
-        remedy = f"pip install 'selrel-zennit[{entry.extra}]'" if entry.extra else f"pip install {error.name}"
+        remedy = f"pip install {entry.packages}"
         raise InputError(f"the runner {runner} needs {error.name}, which is not installed: {remedy}") from None
 
 

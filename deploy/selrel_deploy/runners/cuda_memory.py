@@ -57,9 +57,7 @@ class CudaDevice:
         try:
             core = importlib.import_module("cuda.core")
         except ImportError as error:
-            raise InputError(
-                f"the tensorrt runner needs cuda-core ({error}): pip install 'selrel-zennit[gpu]'"
-            ) from None
+            raise InputError(f"the tensorrt runner needs cuda-core ({error}): pip install cuda-core") from None
         self.ordinal = ordinal
         self._arrays: list[DeviceArray] = []
         self._graphs: list[Any] = []
