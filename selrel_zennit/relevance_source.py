@@ -67,7 +67,7 @@ class RelevanceSource:
             raise InputError(
                 f"{label(info)} has options that cannot be told from others: give functions that have a name"
             )
-        return cls(info["model"], _weights(info, attributor.model), label(info), json.loads(text), info["clip_spec"])
+        return cls(info["model"], _weights(info, attributor.network), label(info), json.loads(text), info["clip_spec"])
 
     def difference(self, other: RelevanceSource) -> str | None:
         """Say in which field another source differs first, and how; None where it is the same."""

@@ -21,6 +21,7 @@ from ..same_network import check_same
 from .completion import completed
 from .convolution import FastConvolutions
 from .fit import check_devices, check_mode, named_faults, refuse_unseen
+from .provenance import label
 from .record import Recorder
 
 AttrOutput = torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None
@@ -193,7 +194,7 @@ class VideoAttributor(Attributor):
             return  # whoever asked for an explanation says what is wrong with it
         unseen = [] if self.composite is None else coverage.stop(logits)
         if self.strict:
-            refuse_unseen(str(self.info.get("method") or type(self).__name__), unseen)
+            refuse_unseen(label(self.info) if "attributor" in self.info else type(self).__name__, unseen)
         if compare:
             check_same(own_copy(self.network), self.model, clip.detach(), logits)
         self.unseen = unseen

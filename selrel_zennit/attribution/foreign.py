@@ -103,13 +103,15 @@ def as_attributor(
     A name of ``METHODS`` is built with ``options``. A composite becomes a Gradient, and so does Zennit's Gradient, with
     what the composite lacks on video networks (canonizers, a rule for sums; see Completed); any other attributor is
     Adapted. A VideoAttributor is returned as it is. ``clip`` tells a model without a ClipSpec what it takes.
-    ``strict`` is VideoAttributor's.
+    ``strict``, which may stand among the options, is VideoAttributor's.
 
     Raises InputError for what is none of these, for options without a name, for an attributor of another network or one
     that selects already, and for what ``build_method`` and ``completed`` refuse.
     """
+    options = dict(options or {})
+    strict = bool(options.pop("strict", strict))
     if isinstance(method, str):
-        return build_method(method, model, strict=strict, **(options or {}))
+        return build_method(method, model, strict=strict, **options)
     if not isinstance(method, Attributor | Composite):
         got = f"the class {method.__name__}: pass an object of it" if isinstance(method, type) else repr(method)
         raise InputError(f"a method is the name of one, a Zennit attributor or a Zennit composite, got {got}")
@@ -121,6 +123,8 @@ def as_attributor(
     made = _converted(method, model, shape)
     if made is not method:
         made.strict = strict
+    elif not strict and made.strict:
+        raise InputError("strict=False goes with a name or an object of Zennit's: set attributor.strict = False")
     if "model" not in made.info:
         inner = made.inner if isinstance(made, Adapted) else made
         own = {} if type(inner) is Gradient else parameters(inner, leave_out=_NOT_OPTIONS)

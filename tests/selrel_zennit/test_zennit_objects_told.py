@@ -185,6 +185,57 @@ def test_an_attributor_that_raises_leaves_nothing(model, clip):
     assert not attributor.composite.handles
 
 
+# --- what no rule sees ---
+
+
+class Averages(nn.Module):
+    """A network with an average that is no module."""
+
+    spec = sr.ClipSpec(frames=4, short_side=8, crop=8)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, clip):
+        features = self.relu(self.conv(clip))
+        return self.fc(torch.einsum("bcthw,cd->bd", features, torch.eye(4).to(features)) / 256)
+
+
+UNSEEN = {
+    "EpsilonPlus": lambda model: EpsilonPlus(),
+    "SmoothGrad of EpsilonPlus": lambda model: SmoothGrad(model, EpsilonPlus(), n_iter=2),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_no_rule_sees_is_refused_or_said(name):
+    model = Averages().double().eval()
+    clip = torch.randn(1, *model.spec.shape, dtype=torch.float64)
+    with pytest.raises(sr.InputError, match=f"^{name} would be wrong for this network"):
+        sr.explain(model, clip, UNSEEN[name](model))
+    explanation = sr.explain(model, clip, UNSEEN[name](model), strict=False)
+    assert any("Averages" in one for one in explanation.unseen)
+    compared = sr.versus(model, clip, UNSEEN[name](model), 0, 1, strict=False)
+    assert compared.first.unseen == explanation.unseen
+    assert sr.versus(model, clip, "lrp_epsilon_plus", 0, 1, strict=False).first.unseen
+    with pytest.raises(sr.InputError, match=r"set attributor\.strict = False"):
+        sr.explain(model, clip, sr.build_method(UNSEEN[name](model), model), strict=False)
+
+
+def test_a_calibration_fits_inside_the_block_too(model):
+    """There the attributor's model is a copy, whose weights are others."""
+    model = copy.deepcopy(model).float()
+    selection = sr.calibrate(model, EpsilonPlus(), noise_stills(4, 2), alphas=(0.1,)).selection(0.1)
+    clip = model.spec.clip(np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
+    outside = sr.explain(model, clip, EpsilonPlus(), selection=selection)
+    with sr.build_method(EpsilonPlus(), model) as attributor:
+        inside = sr.explain(model, clip, attributor, selection=selection)
+    assert np.array_equal(inside.mask, outside.mask)
+
+
 # --- the promise of the README ---
 
 
