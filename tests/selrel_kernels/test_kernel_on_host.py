@@ -42,6 +42,7 @@ def check_all(program: Path, cases: list[tuple[Case, plan.Plan]], folder: Path) 
     )
 
 
+@pytest.mark.slow
 def test_random_selections(program: Path, tmp_path: Path) -> None:
     cases = [launched(random_case(seed), seed) for seed in range(RANDOM_CASES)]
     assert sum(launch.in_cluster for _, launch in cases) > 20
