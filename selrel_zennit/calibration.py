@@ -18,11 +18,10 @@ from zennit.attribution import Attributor
 from selrel_kernels import reference
 
 from .attribution.foreign import Method, as_attributor
-from .clip import ClipSpec
 from .errors import InputError
 from .files import atomic_path
 from .models import MODELS
-from .pipeline import device_of, explain
+from .pipeline import device_of, explain, spec_of
 from .relevance_source import RelevanceSource
 from .selection import CalibratedSelection, check_alpha
 from .stills import Stills, synthetic_stills
@@ -209,7 +208,7 @@ def calibrate(
         check_alpha(alpha)
     attributor = as_attributor(method, model, options)
     made_for = RelevanceSource.of(attributor)
-    spec: ClipSpec = model.spec  # type: ignore[assignment]
+    spec = spec_of(model)
     stills = stills or synthetic_stills(spec, CLIPS, CLIPS)
     levels = sorted(set(alphas), reverse=True)
     total = len(stills.fit) * spec.crop * spec.crop

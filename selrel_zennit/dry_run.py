@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .clip import ClipSpec
 from .copying import own_copy
 from .errors import InputError
+from .network_kinds import eagerly
+from .text import one_line
 
 
 class Watch(AbstractContextManager[Any], Protocol):
@@ -46,7 +48,7 @@ def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch, kinds
 
     def run(values: AbstractContextManager[Any]) -> None:
         watch.forget()
-        with torch.inference_mode(False), torch.no_grad(), values, watch:
+        with eagerly(), torch.inference_mode(False), torch.no_grad(), values, watch:
             made(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
 
     try:
@@ -59,14 +61,27 @@ def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch, kinds
     except InputError:
         raise
     except Exception as error:
-        sentence = only_for_pictures(model)
-        if sentence is not None:
-            raise InputError(sentence) from None
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"the network does not run on a clip {(1, *shape)} ({type(error).__name__}: {reason}): "
-            "set model.spec to what it takes"
-        ) from None
+        clip = torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device)
+        raise InputError(does_not_run(model, clip, error)) from None
+
+
+def does_not_run(model: nn.Module, clip: torch.Tensor, error: Exception) -> str:
+    """Return what to say of a network that raised ``error`` on ``clip`` [B,3,T,H,W]: what it would take, if known."""
+    sentence = only_for_pictures(model)
+    if sentence is not None:
+        return sentence
+    for axes, turned in (("[B,T,C,H,W]", (0, 2, 1, 3, 4)), ("[B,T,H,W,C]", (0, 2, 3, 4, 1))):
+        with suppress(Exception), torch.enable_grad():
+            model(clip.detach().permute(turned).clone().requires_grad_())
+            order = ", ".join(map(str, turned))
+            return (
+                f"the network takes clips {axes}, not [B,C,T,H,W]: wrap it in a module whose forward turns the axes, "
+                f"return network(clip.permute({order}))"
+            )
+    return (
+        f"the network does not run on a clip {tuple(clip.shape)} ({type(error).__name__}: {one_line(error)}): "
+        "set model.spec (--clip-spec) to what it takes, or wrap it in a forward that takes the clip alone"
+    )
 
 
 def only_for_pictures(model: nn.Module) -> str | None:

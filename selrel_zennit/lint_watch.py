@@ -176,8 +176,10 @@ class Watch:
         self.size += float(relevance.double().abs().sum())
 
     def _watch_input(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        self.runs[module] = self.runs.get(module, 0) + 1
-        self.order.append(module)
+        # In the backward pass a checkpoint runs its modules again, for the sake of their values alone.
+        if torch._C._current_graph_task_id() == -1:
+            self.runs[module] = self.runs.get(module, 0) + 1
+            self.order.append(module)
         if not args or not isinstance(args[0], torch.Tensor) or not args[0].requires_grad:
             return None
         return tuple(self._entered(module, value) for value in args)

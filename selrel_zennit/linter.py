@@ -30,6 +30,7 @@ from .composites import DTD
 from .coverage import GUIDED_RULES, rule_of
 from .errors import InputError
 from .lint_watch import PROBABILITIES, Finding, Flow, Watch
+from .network_output import only_logits
 
 THRESHOLD = 0.01
 
@@ -99,7 +100,7 @@ def lint(
     with attributor, _not_strict(attributor):
         prepared = attributor.model
         watch = Watch(prepared)
-        with watch.watching(), _Calls(watch):
+        with only_logits(prepared), watch.watching(), _Calls(watch):
             _, relevance = attributor(clip, lambda logits: one_hot(logits.argmax(1), logits.shape[1]).to(logits))
         if abs(watch.begun) <= 1e-6 * watch.size:
             raise _contrast(name, attributor)
@@ -201,7 +202,9 @@ def _contrast(name: str, attributor: Attributor) -> InputError:
 
 
 def _noise(model: nn.Module) -> torch.Tensor:
-    spec = getattr(model, "spec", None) or ClipSpec()
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ClipSpec):
+        raise InputError("the network does not say what clips it takes: set model.spec = ClipSpec(…), or give clip=…")
     low, high = (torch.from_numpy(bound.copy()) for bound in spec.bounds())
     noise = torch.rand((1, *spec.shape), generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters(), noise)

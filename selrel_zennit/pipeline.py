@@ -14,12 +14,15 @@ from torch import nn
 from zennit.attribution import Attributor
 
 from .attribution import one_hot, resolve_target
+from .attribution.faults import named_faults
 from .attribution.foreign import Method, as_attributor
 from .attribution.target import Target
 from .clip import ClipSpec, Frames
 from .cutting import CutClip, cut, describe_source, freeze
 from .errors import InputError
 from .explanation import Explanation, MotionShare, joined
+from .network_kinds import refuse_programs
+from .network_output import checked_logits, logits_of
 from .outputs import ClipExplanations
 from .selection import CalibratedSelection, MotionSelection, Selection
 
@@ -41,18 +44,29 @@ def explain(
 
     ``clip`` is [B,3,T,H,W] in model units (``model.spec.clip(frames)``). ``method`` is a name of ``METHODS``, built
     with ``options``, an attributor of ``model``, Zennit's own too, or a Zennit composite. ``target`` is "top1", an
-    index, a class name, or one index per clip; the initial relevance is 1 for it. ``selection`` is n·σ with the default
-    settings where it is not given, or one of a ``Calibration`` of this model and method.
+    index, a class name, or one index or name per clip; the initial relevance is 1 for it. ``selection`` is n·σ with
+    the default settings where it is not given, or one of a ``Calibration`` of this model and method.
     ``seconds``, a dict, is filled with the time of ``forward_backward`` and ``select``. With ``strict=False``
     operations that no rule of the method sees are explained all the same, and listed in ``Explanation.unseen``.
 
     Raises InputError for a clip or target that does not fit the model, an unknown method, a selection calibrated for
     another model or method, and a network whose logits or relevance are not finite.
     """
+    refuse_programs(model)
     clip = _checked(clip, model)
     attributor = as_attributor(method, model, options, clip, strict=strict)
     selection = _fitting(selection, attributor)
     return _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds)
+
+
+def spec_of(model: nn.Module) -> ClipSpec:
+    """Return what clips a network takes. Raises InputError where it does not say."""
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ClipSpec):
+        raise InputError(
+            "the network does not say what clips it takes: set model.spec = ClipSpec(…), or use load_model"
+        )
+    return spec
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -74,10 +88,7 @@ def _explain(
     chosen: list[torch.Tensor] = []
 
     def initial_relevance(logits: torch.Tensor) -> torch.Tensor:
-        if not isinstance(logits, torch.Tensor):
-            raise InputError(f"the network must return logits [B,K], got {type(logits).__name__}")
-        if logits.ndim != 2 or len(logits) != len(clip):
-            raise InputError(f"the network must return logits [B,K] for [B,3,T,H,W], got {tuple(logits.shape)}")
+        checked_logits(logits, len(clip))
         if not torch.isfinite(logits).all():
             raise InputError("the network's logits hold NaN or infinity: check its weights and the clip's scaling")
         if class_names is not None and len(class_names) != logits.shape[1]:
@@ -128,8 +139,8 @@ def explain_video(
 
     Raises InputError for a video that cannot be read or has fewer than 2 frames from ``start`` on; see also explain.
     """
-    spec: ClipSpec = model.spec  # type: ignore[assignment]
     attributor = as_attributor(method, model, options)
+    spec = spec_of(model)
     selection = _fitting(selection, attributor)
     device = device_of(model)
     notes, rate = describe_source(source, spec)
@@ -141,7 +152,9 @@ def explain_video(
         with torch.inference_mode():
             total: torch.Tensor | None = None
             for clip in clips():
-                logits = model(torch.from_numpy(spec.from_pixels(clip.pixels[None])).to(device)).double()
+                given = torch.from_numpy(spec.from_pixels(clip.pixels[None])).to(device)
+                with named_faults(model, given):
+                    logits = logits_of(model, given).double()
                 total = logits if total is None else total + logits
         assert total is not None
         target = int(total.argmax())

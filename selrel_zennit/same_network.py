@@ -15,6 +15,7 @@ from torch import nn
 from zennit.types import Linear
 
 from .errors import InputError
+from .network_output import logits_of
 
 # The largest difference of a logit, as a share of how far the logits reach. Merging batch norms moves float32 logits
 # by rounding: 2e-6 at most over the networks of the pack.
@@ -28,7 +29,7 @@ def check_same(bare: nn.Module, prepared: nn.Module, clip: torch.Tensor, logits:
     names the layer whose output deviates first.
     """
     with torch.no_grad():
-        expected = bare(clip)
+        expected = logits_of(bare, clip)
     reason = difference(expected, logits)
     if reason is not None:
         first = first_deviation(bare, prepared, clip)

@@ -10,3 +10,10 @@ def close_names(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x' or 'y'?)"`` for names of ``known`` that resemble ``name``, else nothing."""
     close = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+def one_line(error: BaseException, at_most: int = 160) -> str:
+    """Return the first line of what an exception says, or its type where it says nothing; cut off where it is long."""
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0].rstrip(".")
+    return first if len(first) <= at_most else f"{first[:at_most]}…"

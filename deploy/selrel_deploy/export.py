@@ -43,6 +43,7 @@ INFO = (
     "model",
     "weights",
     "weights_sha256",
+    "loaded_with",
     "clip_spec",
     "class_names",
     "warning",

@@ -36,12 +36,14 @@ def rebuild(artifact: Artifact, weights: str | None = None, network: str | None 
     if missing:
         raise InputError(f"{artifact.path} does not say its {', '.join(missing)}: {_REMEDY}")
     _check_is_here(artifact, str(info["model"]))
-    named, seed = str(info["weights"]), 0
+    named = str(info["weights"])
+    # Artifacts from before it was written down are loaded for their number of classes.
+    given = {"num_classes": artifact.num_classes, **(info.get("loaded_with") or {})}
     if named.startswith("random seed "):
-        named, seed = "random", int(named.removeprefix("random seed "))
+        named, given["seed"] = "random", int(named.removeprefix("random seed "))
     spec = ClipSpec.from_dict(info["clip_spec"])
     try:
-        model = load_model(info["model"], weights or named, num_classes=artifact.num_classes, seed=seed, spec=spec)
+        model = load_model(info["model"], weights or named, spec=spec, **given)
     except InputError as error:
         raise InputError(
             f"{artifact.path} was made from {info['model']} with weights {named}, which cannot be loaded ({error}): "

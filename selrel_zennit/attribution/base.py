@@ -20,7 +20,8 @@ from ..plain_layers import make_layers_plain
 from ..same_network import check_same
 from .completion import completed
 from .convolution import FastConvolutions
-from .fit import check_devices, check_mode, named_faults, refuse_unseen
+from .faults import named_faults
+from .fit import check_devices, check_mode, refuse_unseen
 from .provenance import label
 from .record import Recorder
 
@@ -132,7 +133,7 @@ class VideoAttributor(Attributor):
                 self._recorder = Recorder(self.model, self._record)
             try:
                 with (
-                    named_faults(self.network),
+                    named_faults(self.model, input),
                     self._recorder or nullcontext(),
                     FastConvolutions() if self.fast_convolutions else nullcontext(),
                     nullcontext() if meeting is None else meeting.watching(),
@@ -156,7 +157,7 @@ class VideoAttributor(Attributor):
             nullcontext() if self._prepared is not None else self,
             torch.inference_mode(False),
             torch.enable_grad(),
-            named_faults(self.network),
+            named_faults(self.model, clip),
         ):
             clip = clip.clone() if clip.is_inference() else clip.detach()
             coverage = Coverage(self.model)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from ..attention import has_attention
 from ..coverage import Unseen
-from ..dry_run import only_for_pictures
 from ..errors import InputError
 from ..gates import refuse_other_recurrence
+from ..network_kinds import check_kind
 
 OTHERS = "gradient, gradcam and occlusion explain it"
 
@@ -29,26 +26,21 @@ _WITHOUT_RULE = (
     nn.MultiheadAttention,
     nn.Bilinear,
 )
-_DROPOUTS = frozenset(
-    getattr(functional, name) for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
-) | {
-    torch.dropout,
-    functional.feature_alpha_dropout,
-    torch.alpha_dropout,
-    torch.feature_dropout,
-    torch.dropout_,
-    torch.feature_dropout_,
-}
 
 
-def check_network(model: nn.Module) -> None:
-    """Raise InputError for a network in training mode, or in half precision."""
+def check_network(model: Any, method: str | None = None) -> None:
+    """Raise InputError for no network, one in training mode or half precision, and a kind that ``method`` cannot take.
+
+    Without ``method``, for kinds that a method with rules or hooks cannot take; see check_kind.
+    """
+    check_kind(model, method)
     check_mode(model)
-    halves = (torch.float16, torch.bfloat16)
-    half = next((name for name, value in model.named_parameters() if value.dtype in halves), None)
+    wide = (torch.float32, torch.float64)
+    dtypes = {name: value.dtype for name, value in model.named_parameters()}
+    half = next((name for name, dtype in dtypes.items() if dtype.is_floating_point and dtype not in wide), None)
     if half is not None:
         raise InputError(
-            f"the network is in half precision ({half} is {model.get_parameter(half).dtype}), in which shares of "
+            f"the network is in half precision ({half} is {dtypes[half]}), in which shares of "
             "relevance are lost: call model.float(); an exported artifact can be fp16 or bf16"
         )
 
@@ -92,37 +84,3 @@ def check_devices(model: nn.Module, input: torch.Tensor) -> None:
         raise InputError(
             f"the clip is on {input.device}, the network on {devices[0]}: move one, clip.to({devices[0]!r}) for example"
         )
-
-
-@contextmanager
-def named_faults(model: nn.Module) -> Iterator[None]:
-    """Inside the block, active dropout and a network for pictures raise InputError."""
-    try:
-        with _NoDropout():
-            yield
-    except (RuntimeError, ValueError) as error:
-        sentence = only_for_pictures(model)
-        if sentence is None or isinstance(error, InputError):
-            raise
-        raise InputError(sentence) from error
-
-
-class _NoDropout(TorchFunctionMode):
-    """Refuses dropout that a network calls as a function and leaves on, which model.eval() does not reach."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _DROPOUTS and _is_on(args, kwargs):
-            raise InputError(
-                "dropout is active, so that every run explains another network: write nn.Dropout, which model.eval() "
-                "switches off, or pass training=self.training"
-            )
-        return func(*args, **kwargs)
-
-
-def _is_on(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    probability = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-    on = args[2] if len(args) > 2 else kwargs.get("training", kwargs.get("train", True))
-    return bool(on) and probability > 0

@@ -135,7 +135,8 @@ def as_attributor(
 def _converted(method: Attributor | Composite, model: nn.Module, shape: tuple[int, ...] | None) -> VideoAttributor:
     if isinstance(method, VideoAttributor):
         return method
-    check_network(model)
+    plain = isinstance(method, Attributor) and method.composite is None
+    check_network(model, "gradient" if plain else None)
     if isinstance(method, Composite):
         return Gradient(model, completed(method, shape))
     if method.model is not model:

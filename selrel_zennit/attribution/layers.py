@@ -12,8 +12,12 @@ from ..text import close_names
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """Return the module of that name. Raises InputError, with the names that come close, where there is none."""
+    """Return the module of that name. Raises InputError, with the names that come close, where there is none.
+
+    What torch.compile puts into names may be left out.
+    """
     modules: dict[str, nn.Module] = dict(model.named_modules())
+    modules = {key.replace("_orig_mod.", ""): module for key, module in modules.items()} | modules
     if not name or name not in modules:
         raise InputError(f"the model has no layer {name!r}{close_names(name, modules)}")
     return modules[name]

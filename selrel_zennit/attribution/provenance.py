@@ -42,6 +42,7 @@ def provenance(
         "model": known.get("model", type(model).__name__),
         "weights": known.get("weights"),
         "weights_sha256": known.get("sha256"),
+        "loaded_with": known.get("loaded_with"),
         "clip_spec": spec.to_dict() if isinstance(spec, ClipSpec) else None,
     }
 

@@ -58,6 +58,8 @@ class Recorder:
             nonlocal seen
             if not torch.is_grad_enabled():
                 return  # a canonizer's dry run, or a method that wants the logits first
+            if torch._C._current_graph_task_id() != -1:
+                return  # a checkpoint, which runs its modules again in the backward pass
             if not isinstance(output, torch.Tensor):
                 raise InputError(f"layer {name!r} does not return one tensor; record another layer")
             if seen:

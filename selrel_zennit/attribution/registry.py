@@ -69,7 +69,7 @@ def _build(name: str, model: nn.Module, options: dict[str, Any]) -> VideoAttribu
         raise InputError(
             f"{name} has no option {unknown[0]!r}{close_names(unknown[0], entry.options)}; its options: {known}"
         )
-    check_network(model)
+    check_network(model, name)
     if entry.rules:
         check_rules(name, model)
     attributor = entry.build(model, **options)

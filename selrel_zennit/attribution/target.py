@@ -9,7 +9,7 @@ import torch
 from ..class_names import class_index
 from ..errors import InputError
 
-Target = int | str | Sequence[int] | torch.Tensor | None
+Target = int | str | Sequence[int] | Sequence[str] | torch.Tensor | None
 
 
 def one_hot(target: int | Sequence[int] | torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -32,13 +32,15 @@ def resolve_target(target: Target, logits: torch.Tensor, class_names: Sequence[s
     """Return the class indices that ``target`` means for ``logits`` [B,K]: int64 [B], on the logits' device.
 
     ``target`` is "top1", None or -1 (each clip's own top class), an index, a decimal string, a name of ``class_names``,
-    or one index per clip. Raises InputError for a name or index that does not exist.
+    or one index or name per clip. Raises InputError for a name or index that does not exist.
     """
     batch, num_classes = logits.shape
     if target is None:
         target = "top1"
     if isinstance(target, str):
         target = class_index(target, num_classes, class_names)
+    elif isinstance(target, Sequence) and any(isinstance(one, str) for one in target):
+        return _each_named(target, logits, class_names)
     if isinstance(target, int) and target == -1:
         return logits.argmax(1)
     chosen = torch.as_tensor(target, device=logits.device).reshape(-1)
@@ -46,3 +48,15 @@ def resolve_target(target: Target, logits: torch.Tensor, class_names: Sequence[s
     if chosen.numel() not in (1, batch):
         raise InputError(f"{chosen.numel()} targets for {batch} clips: give one, or one per clip")
     return chosen.to(torch.int64).expand(batch)
+
+
+def _each_named(target: Sequence[int | str], logits: torch.Tensor, class_names: Sequence[str] | None) -> torch.Tensor:
+    """Return the class of each clip, where names stand among the targets."""
+    batch, num_classes = logits.shape
+    if len(target) not in (1, batch):
+        raise InputError(f"{len(target)} targets for {batch} clips: give one, or one per clip")
+    chosen = [class_index(one, num_classes, class_names) if isinstance(one, str) else one for one in target]
+    indices = torch.as_tensor(chosen, device=logits.device).expand(batch)
+    indices = torch.where(indices == -1, logits.argmax(1), indices)
+    one_hot(indices, num_classes)  # checks the range
+    return indices.to(torch.int64)

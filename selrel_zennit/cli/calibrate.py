@@ -49,7 +49,7 @@ from .options import allow_unseen_option, json_option, method_options, model_opt
     help="False-positive rate in (0, 0.5); may be repeated.",
 )
 @allow_unseen_option
-@click.option("--output", "-o", required=True, help="The file to write, for `selrel explain --calibration`.")
+@click.option("--out", "-o", required=True, help="The file to write, for `selrel explain --calibration`.")
 @json_option
 def calibrate(
     method: str,
@@ -59,7 +59,7 @@ def calibrate(
     held_out: int | None,
     alphas: tuple[float, ...],
     allow_unseen: bool,
-    output: str,
+    out: str,
     json_path: str | None,
     **model_settings: Any,
 ) -> int:
@@ -75,12 +75,12 @@ def calibrate(
     spec: ClipSpec = model.spec  # type: ignore[assignment]
     drawn = (n_clips, held_out or n_clips, model_settings["seed"])
     stills = video_stills(spec, paths, *drawn) if paths else synthetic_stills(spec, *drawn)
-    with atomic_path(output) as temporary:  # a place that cannot be written fails here, not after the work
+    with atomic_path(out) as temporary:  # a place that cannot be written fails here, not after the work
         calibration = measure(model, attributor, stills, alphas=alphas, progress=_progress)
         Path(temporary).write_text(calibration.to_json(), encoding="utf-8")
     write_json(json_path, calibration.to_dict())
     if json_path != "-":
-        _report(calibration, output)
+        _report(calibration, out)
     failed = [f"{level.alpha:g}" for level in calibration.levels if not level.holds]
     if not failed:
         return 0
@@ -96,7 +96,7 @@ def _progress(clips: Iterable[Any]) -> Iterable[Any]:
     return tqdm(clips, desc="frozen clips", unit="batch", disable=None)  # type: ignore[no-any-return]
 
 
-def _report(calibration: Calibration, output: str) -> None:
+def _report(calibration: Calibration, out: str) -> None:
     made_for = calibration.made_for
     print(f"{made_for.method} on {made_for.model}: thresholds on |G|, of relevance with Σ|R| = 1 a clip")
     print(f"{calibration.clips} frozen clips, verified on {calibration.held_out} others ({calibration.stills})")
@@ -106,4 +106,4 @@ def _report(calibration: Calibration, output: str) -> None:
             f"alpha {level.alpha:g}: thresholds {low:.3g} … {high:.3g}, false-positive rate held out "
             f"{level.held_out_rate:.3g} ± {level.held_out_error:.1g} ({level.held_out_rate / level.alpha - 1:+.0%})"
         )
-    print(f"wrote {output}")
+    print(f"wrote {out}")

@@ -122,8 +122,7 @@ def explain(
         if check:
             additions["check"] = _check(model, clips, method, selection, {**options, "strict": not allow_unseen})
         unknown = weights_doubt(model_settings["model_name"], video, str(provenance["weights"]))
-        cut = f"clip spec {provenance['clip_spec']}" if "clip_spec" in provenance else None
-        warnings = [METHODS[method].warning, doubt, unknown, cut, *additions.get("check", {}).get("findings", [])]
+        warnings = [METHODS[method].warning, doubt, unknown, *additions.get("check", {}).get("findings", [])]
         summary = write_outputs(
             folder,
             clips,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def model_options(command: F) -> F:
-    """Add --model, --weights, --num-classes, --clip-spec, --class-names, --device, --threads and --seed."""
+    """Add --model, --weights, --num-classes, --output, --clip-spec, --class-names, --device, --threads and --seed."""
     for option in reversed(
         (
             click.option(
@@ -36,6 +37,11 @@ def model_options(command: F) -> F:
             click.option("--weights", help="A weight file (safetensors or a state dict), embedded, own or random."),
             click.option(
                 "--num-classes", type=click.IntRange(1, 10**6), help="Classes of the network  [default: the file's]"
+            ),
+            click.option(
+                "--output",
+                metavar="N|KEY",
+                help="The logits among a network's outputs: place, key or attribute  [default: what is called logits]",
             ),
             click.option(
                 "--clip-spec", help="A ClipSpec as a JSON file, or the name of a C3D variant  [default: the model's]"
@@ -105,6 +111,7 @@ def open_model(
     model_name: str,
     weights: str | None,
     num_classes: int | None,
+    output: str | None,
     clip_spec: str | None,
     class_names: str | None,
     device: str,
@@ -119,7 +126,13 @@ def open_model(
     if threads:
         torch.set_num_threads(threads)
     spec = _read_spec(clip_spec) if clip_spec is not None else None
-    model = load_model(model_name, weights, num_classes=num_classes, seed=seed, spec=spec, device=_device(device))
+    taken = int(output) if output is not None and re.fullmatch(r"-?\d{1,4}", output) else output
+    model = load_model(
+        model_name, weights, num_classes=num_classes, seed=seed, spec=spec, output=taken, device=_device(device)
+    )
+    prefix = model.provenance.get("prefix")  # type: ignore[operator,union-attr]
+    if prefix is not None:
+        print(f"weights: {prefix}", file=sys.stderr)
     if class_names is not None:
         model.class_names = _read_names(class_names)  # type: ignore[assignment]
     return model
@@ -130,7 +143,8 @@ def weights_entry(provenance: dict[str, Any]) -> dict[str, Any] | str:
     weights = provenance["weights"]
     if weights == "embedded" or provenance["sha256"] is None:
         return str(weights)
-    return {"file": weights, "sha256": provenance["sha256"], "layout": provenance["layout"]}
+    entry = {"file": weights, "sha256": provenance["sha256"], "layout": provenance["layout"]}
+    return {**entry, "prefix": provenance["prefix"]} if "prefix" in provenance else entry
 
 
 def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The registry of networks, and load_model: a name or a factory, weights, and the ClipSpec that belongs to them."""
+"""The registry of networks, and load_model: a name, a factory or a network, weights, and the ClipSpec for them."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
@@ -16,10 +17,13 @@ from torch import nn
 from ..clip import ClipSpec
 from ..errors import InputError
 from ..files import sha256_file
-from ..text import close_names
-from .weights import check_state, read_weights, with_counters
+from ..network_kinds import refuse_programs
+from ..network_output import TakeOutput
+from ..text import close_names, one_line
+from .weights import check_state, checked_state, common_prefixes, read_weights, renamed_to_fit, with_counters
 
 State = dict[str, torch.Tensor]
+Weights = str | Path | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,49 +67,70 @@ def register_model(name: str, **fields: Any) -> Callable[[Callable[..., nn.Modul
 
 
 def load_model(
-    name: str | Callable[..., nn.Module],
-    weights: str | Path | None = None,
+    name: str | Callable[..., nn.Module] | nn.Module,
+    weights: Weights | None = None,
     *,
     num_classes: int | None = None,
     seed: int = 0,
     spec: ClipSpec | None = None,
+    output: int | str | None = None,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
     """Return a network in eval mode, with ``.spec`` (ClipSpec) and ``.provenance`` (model, weights, layout).
 
-    ``name`` is a name of ``MODELS``, ``"package.module:factory"``, or a factory itself. ``weights`` is a file
-    (safetensors, or a state dict that torch reads with ``weights_only=True``), ``"embedded"`` where one ships,
-    ``"random"`` (drawn with ``seed``), or ``"own"``: as the factory returned them. ``spec`` replaces the ClipSpec that
-    belongs to the model or the file.
+    ``name`` is a name of ``MODELS``, ``"package.module:factory"``, a factory itself, or a network, of which a copy is
+    made. ``weights`` is a file (safetensors, or a state dict that torch reads with ``weights_only=True``), a state
+    dict, ``"embedded"`` where one ships, ``"random"`` (drawn with ``seed``), or ``"own"``: as the factory returned
+    them, the default for a network. A prefix that all keys have in common is taken off, or put in front, where that
+    makes them fit; ``.provenance`` then says so. ``spec`` replaces the ClipSpec that belongs to the model or the file.
 
-    Raises InputError for an unknown name, missing or unfitting weights, and a factory that returns no module.
+    A network that returns more than its logits, or them in a container, gets a forward hook, after which it returns
+    what ``output`` names: an index, a key or an attribute. Of one with ``.logits`` these are taken by themselves.
+
+    Raises InputError for an unknown name, missing or unfitting weights, a factory that returns no module, a network
+    that says nothing of its clips where no ``spec`` is given, and a program of torch.export.
     """
-    entry = MODELS.get(name) if isinstance(name, str) else None
-    if isinstance(name, str) and entry is None and ":" not in name:
-        raise InputError(
-            f"no model named {name!r}{close_names(name, MODELS)}; "
-            "see `selrel list models`, or pass package.module:factory"
-        )
-    label = name if isinstance(name, str) else getattr(name, "__qualname__", repr(name))
-    model, provenance = (
-        _load_registered(entry, weights, num_classes, seed, spec)
-        if entry is not None
-        else _load_factory(label, _import_factory(name) if isinstance(name, str) else name, weights, num_classes, seed)
-    )
-    if spec is not None:
-        model.spec = spec  # type: ignore[assignment]
-    elif getattr(model, "spec", None) is None:
-        model.spec = ClipSpec()  # type: ignore[assignment]
-        provenance["clip_spec"] = "none given: clips are cut as for C3D"
-    elif not isinstance(model.spec, ClipSpec):
-        raise InputError(f"{label}: .spec must be a ClipSpec, got {type(model.spec).__name__}; set sr.ClipSpec(…)")
-    model.provenance = {"model": label, **provenance}  # type: ignore[assignment]
-    # Explanations differentiate with respect to the input alone.
-    return model.to(device).eval().requires_grad_(False)
+    # Tensors made under inference mode could not be differentiated later.
+    with torch.inference_mode(False):
+        entry = MODELS.get(name) if isinstance(name, str) else None
+        if isinstance(name, str) and entry is None and ":" not in name:
+            raise InputError(
+                f"no model named {name!r}{close_names(name, MODELS)}; "
+                "see `selrel list models`, or pass package.module:factory"
+            )
+        if entry is not None:
+            label = entry.name
+            model, provenance = _load_registered(entry, weights, num_classes, seed, spec)
+        elif isinstance(name, nn.Module):
+            label = type(name).__qualname__
+            model, provenance = _load_network(label, name, weights, num_classes, seed)
+        else:
+            if isinstance(name, torch.export.ExportedProgram) or not (isinstance(name, str) or callable(name)):
+                refuse_programs(name)
+            label = name if isinstance(name, str) else getattr(name, "__qualname__", repr(name))
+            factory = _import_factory(name) if isinstance(name, str) else name
+            model, provenance = _load_factory(label, factory, weights, num_classes, seed)
+        refuse_programs(model)
+        if spec is not None:
+            model.spec = spec  # type: ignore[assignment]
+        elif getattr(model, "spec", None) is None:
+            raise InputError(
+                f"{label} does not say what clips it takes: give spec=ClipSpec(frames=…, crop=…, mean=…) "
+                "(--clip-spec FILE), as it was trained, or set its .spec"
+            )
+        elif not isinstance(model.spec, ClipSpec):
+            raise InputError(f"{label}: .spec must be a ClipSpec, got {type(model.spec).__name__}; set sr.ClipSpec(…)")
+        if output is not None or entry is None:
+            TakeOutput(output).register(model)
+        # What it takes, beside the weights, to load the same again.
+        given = {"num_classes": num_classes, "seed": seed, "output": output}
+        model.provenance = {"model": label, **provenance, "loaded_with": given}  # type: ignore[assignment]
+        # Explanations differentiate with respect to the input alone.
+        return model.to(device).eval().requires_grad_(False)
 
 
 def _load_registered(
-    entry: ModelEntry, weights: str | Path | None, num_classes: int | None, seed: int, spec: ClipSpec | None
+    entry: ModelEntry, weights: Weights | None, num_classes: int | None, seed: int, spec: ClipSpec | None
 ) -> tuple[nn.Module, dict[str, Any]]:
     if weights is None and entry.embedded is not None:
         weights = "embedded"
@@ -122,23 +147,47 @@ def _load_registered(
     if weights == "embedded" and entry.embedded is None:
         having = ", ".join(other.name for other in MODELS.values() if other.embedded) or "none"
         raise InputError(f"{entry.name} has no embedded weights (these have: {having}): pass --weights FILE or random")
-    path = entry.embedded if weights == "embedded" else Path(weights)
-    assert path is not None
-    state: State = read_weights(path)
-    layout = None
+    state, said = _read(entry.embedded if weights == "embedded" and entry.embedded is not None else weights)
+    where, layout = str(said["weights"]), None
     if entry.recognise is not None:
-        try:
-            layout, state, file_spec = entry.recognise(state)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+        layout, state, file_spec, prefix = _recognised(entry, state, where)
         spec = spec or file_spec
+        said |= {"prefix": f"{prefix!r} taken off all keys"} if prefix else {}
     in_file = int(state[entry.head].shape[0]) if entry.head in state else entry.classes
     model = _build(entry, num_classes or in_file, spec)
-    state = with_counters(state, model.state_dict())
-    check_state(state, model.state_dict(), path, num_classes or in_file)
+    said |= _fill(model, state, where, num_classes or in_file)
+    return model, {**said, **({"weights": "embedded"} if weights == "embedded" else {}), "layout": layout}
+
+
+def _recognised(entry: ModelEntry, state: State, where: str) -> tuple[str, State, ClipSpec, str]:
+    """Return what ``entry.recognise`` makes of a state dict, as it is or without what all of its keys begin with."""
+    assert entry.recognise is not None
+    refusal: InputError | None = None
+    for prefix in ("", *common_prefixes(state)):
+        try:
+            return *entry.recognise({key.removeprefix(prefix): value for key, value in state.items()}), prefix
+        except InputError as error:
+            refusal = refusal or error
+    raise InputError(f"{where}: {refusal}") from None
+
+
+def _read(weights: Weights) -> tuple[State, dict[str, Any]]:
+    """Return the tensors of a file or a state dict, and what there is to say of where they came from."""
+    if isinstance(weights, Mapping):
+        where = "the state dict"
+        return checked_state(weights, where), {"weights": where, "sha256": None, "layout": None}
+    path = Path(weights)
+    return read_weights(path), {"weights": str(path), "sha256": sha256_file(path), "layout": None}
+
+
+def _fill(model: nn.Module, state: State, where: str, num_classes: int | None) -> dict[str, Any]:
+    """Load a state dict into a network; return what was done to its keys. Raises InputError where it does not fit."""
+    expected = model.state_dict()
+    state, done = renamed_to_fit(state, expected)
+    state = with_counters(state, expected)
+    check_state(state, expected, where, num_classes)
     model.load_state_dict(state)
-    source = "embedded" if weights == "embedded" else str(path)
-    return model, {"weights": source, "sha256": sha256_file(path), "layout": layout}
+    return {"prefix": done} if done else {}
 
 
 def _build(entry: ModelEntry, num_classes: int, spec: ClipSpec | None) -> nn.Module:
@@ -156,35 +205,76 @@ def _build(entry: ModelEntry, num_classes: int, spec: ClipSpec | None) -> nn.Mod
 
 
 def _load_factory(
-    label: str, factory: Callable[..., nn.Module], weights: str | Path | None, num_classes: int | None, seed: int
+    label: str, factory: Callable[..., nn.Module], weights: Weights | None, num_classes: int | None, seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     if weights is None:
         raise InputError(
             f"no weights given for {label}: pass --weights FILE, --weights own (as the factory returns them) "
             "or --weights random"
         )
-    if weights == "embedded":
-        raise InputError(
-            f"{label} is not of this package and has no embedded weights: pass --weights FILE, own or random"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model = factory() if num_classes is None else factory(num_classes=num_classes)
         except Exception as error:
-            raise InputError(f"{label} failed to make a network: {type(error).__name__}: {error}") from error
+            refused = num_classes is not None and isinstance(error, TypeError) and "num_classes" in str(error)
+            remedy = ": leave --num-classes out, it takes none" if refused else ""
+            raise InputError(
+                f"{label} failed to make a network ({type(error).__name__}: {one_line(error)}){remedy}"
+            ) from error
+    if isinstance(model, torch.export.ExportedProgram):
+        refuse_programs(model)
     if not isinstance(model, nn.Module):
-        raise InputError(f"{label} must return a torch.nn.Module, got {type(model).__name__}")
-    if weights == "random":
+        raise InputError(f"{label} must return a torch.nn.Module, got {type(model).__name__}: let it make one")
+    return _weighted(label, model, weights, num_classes, seed)
+
+
+def _load_network(
+    label: str, network: nn.Module, weights: Weights | None, num_classes: int | None, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    if num_classes is not None:
+        raise InputError(f"num_classes goes with a function that makes a network, {label} is one: leave it out")
+    refuse_programs(network)
+    return _weighted(label, _copied(network), "own" if weights is None else weights, None, seed)
+
+
+def _weighted(
+    label: str, model: nn.Module, weights: Weights, num_classes: int | None, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    if any(value.is_inference() for value in (*model.parameters(), *model.buffers())):
+        model = _copied(model)
+    if isinstance(weights, str) and weights == "embedded":
+        raise InputError(
+            f"{label} is not of this package and has no embedded weights: pass --weights FILE, own or random"
+        )
+    if isinstance(weights, str) and weights == "random":
         _reset(model, seed)
         return model, {"weights": f"random seed {seed}", "sha256": None, "layout": None}
-    if weights == "own":
+    if isinstance(weights, str) and weights == "own":
         return model, {"weights": "own", "sha256": None, "layout": None}
-    path = Path(weights)
-    state = with_counters(read_weights(path), model.state_dict())
-    check_state(state, model.state_dict(), path, num_classes)
-    model.load_state_dict(state)
-    return model, {"weights": str(path), "sha256": sha256_file(path), "layout": None}
+    state, said = _read(weights)
+    return model, {**said, **_fill(model, state, str(said["weights"]), num_classes)}
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """Return a copy with tensors of its own, those made under inference mode as ordinary ones."""
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for module in network.modules():
+            for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+                if isinstance(value, nn.Parameter) and type(value) is nn.Parameter:
+                    memo[id(value)] = nn.Parameter(value.detach().clone(), value.requires_grad)
+                elif type(value) is torch.Tensor:
+                    # A weight that old weight_norm keeps as an attribute is no leaf, which deepcopy refuses.
+                    memo[id(value)] = value.detach().clone()
+    try:
+        copied: nn.Module = copy.deepcopy(network, memo)
+    except Exception as error:  # whatever an attribute of the network raises
+        raise InputError(
+            f"{type(network).__name__} cannot be copied ({type(error).__name__}: {one_line(error)}): "
+            "pass a function that makes it"
+        ) from None
+    return copied
 
 
 def _reset(model: nn.Module, seed: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..text import one_line
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 # What DataParallel and torch.compile put before every key of the network they wrap.
@@ -31,9 +32,47 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     pointer, that holds anything but tensors, and for NaN or infinity in a tensor.
     """
     path = Path(path)
-    loaded = _load_safetensors(path) if _is_safetensors(path) else _load_torch(path)
+    return checked_state(_load_safetensors(path) if _is_safetensors(path) else _load_torch(path), path)
+
+
+def checked_state(loaded: Any, path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a state dict, or of a checkpoint that holds one, as ``read_weights`` does.
+
+    ``path`` is what the messages call it. Raises InputError as ``read_weights`` does.
+    """
     state = _unwrap_keys(_unwrap_container(loaded, path))
     return {key: _checked(key, value, path) for key, value in state.items()}
+
+
+def common_prefixes(keys: Iterable[str]) -> list[str]:
+    """Return what all keys begin with, up to each of its dots, the shortest first: "net.", "net.model.", …"""
+    ordered = sorted(keys)
+    if not ordered:
+        return []
+    first, last = ordered[0], ordered[-1]  # what these two begin with, all between them do
+    ends = [index + 1 for index, letter in enumerate(first) if letter == "."]
+    return [first[:end] for end in ends if last.startswith(first[:end])]
+
+
+def renamed_to_fit(
+    state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], str | None]:
+    """Return ``state`` with keys of ``expected``, and what was done to them; as it is where no prefix makes it fit.
+
+    A prefix that all keys have (the attribute that held the network, as Lightning writes it) is taken off, or the one
+    that all keys of the network have is put in front.
+    """
+    if any(key in expected for key in state):
+        return state, None
+    for prefix in common_prefixes(state):
+        shorter = {key.removeprefix(prefix): value for key, value in state.items()}
+        if any(key in expected for key in shorter):
+            return shorter, f"{prefix!r} taken off all keys"
+    for prefix in common_prefixes(expected):
+        longer = {prefix + key: value for key, value in state.items()}
+        if any(key in expected for key in longer):
+            return longer, f"{prefix!r} put in front of all keys"
+    return state, None
 
 
 def with_counters(state: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -142,7 +181,7 @@ def _load_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is damaged, truncated or not safetensors ({_first_line(error)}): download or save it again"
+            f"{path} is damaged, truncated or not safetensors ({one_line(error, 120)}): download or save it again"
         ) from None
     return tensors
 
@@ -164,16 +203,11 @@ def _load_torch(path: Path) -> Any:
         if "TorchScript" in str(error):
             raise InputError(f"{path} is a TorchScript program: save its state_dict() and pass that") from None
         raise InputError(
-            f"{path} is damaged, truncated or no file of PyTorch ({_first_line(error)}): download or save it again"
+            f"{path} is damaged, truncated or no file of PyTorch ({one_line(error, 120)}): download or save it again"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:120]
-
-
-def _unwrap_container(loaded: Any, path: Path) -> Mapping[str, Any]:
+def _unwrap_container(loaded: Any, path: str | Path) -> Mapping[str, Any]:
     while isinstance(loaded, Mapping):
         inner = next((loaded[name] for name in _CONTAINERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
@@ -197,7 +231,7 @@ def _unwrap_keys(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return state
 
 
-def _checked(key: Any, value: Any, path: Path) -> torch.Tensor:
+def _checked(key: Any, value: Any, path: str | Path) -> torch.Tensor:
     if not isinstance(key, str) or not isinstance(value, torch.Tensor):
         raise InputError(f"{path}: {key!r} holds a {type(value).__name__}, not a tensor; save the state dict alone")
     if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:

@@ -329,7 +329,7 @@ def test_calibrate_refuses_in_one_line(tmp_path, capsys):
         "(0, 0.5)": [*good, "--alpha", "0.6"],
         "'gradient'": [*good, "--method", "gradiant"],
         "2 or more": [*good, "--clips", str(tmp_path / "x.mp4")],
-        "output": ["calibrate", *SMALL],
+        "'--out'": ["calibrate", *SMALL],
         "file": ["calibrate", *SMALL, "-o", str(tmp_path / "file" / "a.json")],
         "too few": [*good, "--n-clips", "1", "--held-out", "2"],
     }

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from selrel_zennit.attribution import METHODS, build_method
+from selrel_zennit.attribution.faults import check_forward
 from selrel_zennit.errors import InputError
 from selrel_zennit.explanation import Explanation
 from selrel_zennit.selection import MotionSelection
@@ -115,6 +116,7 @@ def bench_gpu(
     where, methods, pairs = choice.where(), choice.method_names(), choice.pairs()
     selection = selection or MotionSelection()
     clips = windows.moving(CERTIFIED)
+    check_forward(model, torch.from_numpy(clips[0]))
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     for method in methods:

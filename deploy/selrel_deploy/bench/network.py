@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from selrel_zennit.attribution import METHODS, VideoAttributor, build_method
+from selrel_zennit.attribution.faults import check_forward
 from selrel_zennit.errors import InputError
 from selrel_zennit.explanation import Explanation
 from selrel_zennit.pipeline import explain
@@ -99,6 +100,7 @@ def bench_network(
     runner. Raises InputError for what cannot run, see Choice.
     """
     methods, pairs = choice.method_names(), choice.pairs()
+    check_forward(model, torch.from_numpy(windows.rotation().read(0)))
     with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:
         made = _Maker(model, windows, choice, selection or MotionSelection(), opened, Path(folder), say)
         made.forward("eager", "fp32")

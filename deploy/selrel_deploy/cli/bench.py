@@ -117,7 +117,17 @@ def bench(
 def _check_artifact_options() -> None:
     """Raise InputError for an option that an artifact leaves no room for."""
     context = click.get_current_context()
-    for name in ("model_name", "weights", "num_classes", "clip_spec", "class_names", "device", "methods", "precisions"):
+    for name in (
+        "model_name",
+        "weights",
+        "num_classes",
+        "output",
+        "clip_spec",
+        "class_names",
+        "device",
+        "methods",
+        "precisions",
+    ):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = "--" + name.removesuffix("_name").replace("_", "-")
             raise InputError(f"{option} does not go with --artifact, which holds one method of one model")

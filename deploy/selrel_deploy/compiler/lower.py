@@ -34,7 +34,11 @@ def lower(graph: fx.GraphModule) -> fx.GraphModule:
     for node in graph.graph.nodes:
         sources.setdefault(node.target, node)
     table = {**core_aten_decompositions(), **get_decompositions(MORE_DECOMPOSED), **RULES}
-    lowered = retrace(graph, {op: rule for op, rule in table.items() if op not in KEPT})
+    try:
+        lowered = retrace(graph, {op: rule for op, rule in table.items() if op not in KEPT})
+    except InputError as error:
+        # torch adds to it, in lines of its own, what it was executing.
+        raise InputError(str(error).partition("\n")[0]) from None
     for node in list(lowered.graph.nodes):
         _straighten(lowered.graph, node)
     finish(lowered)
@@ -251,12 +255,17 @@ def select_backward(gradient: Tensor, input_sizes: Sequence[int], axis: int, ind
 
 # --- batch norm ---
 
+_OWN_STATISTICS = (
+    "instance norm, or a batch norm without running statistics, computes its mean and variance of the clip itself, for "
+    "which graphs have no rule: use a batch norm with track_running_stats=True there, or explain the network in torch"
+)
+
 
 def _batch_norm(
     input: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float
 ) -> tuple[Tensor, None, None]:
     if training or mean is None:
-        raise InputError("batch norm uses the statistics of the batch: call model.eval(), and track running statistics")
+        raise InputError(_OWN_STATISTICS)
     scale = _batch_norm_scale(weight, variance, eps)
     shift = -mean * scale if bias is None else bias - mean * scale
     shape = [1, -1] + [1] * (input.ndim - 2)

@@ -15,6 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
+from selrel_zennit.errors import InputError
+
 aten = torch.ops.aten
 
 # Graphs that torch makes in it write their code when it is first run or read, not after every pass: that takes a sixth
@@ -73,6 +75,12 @@ class _Replayer(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self.constants[str(target)]
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            return super().run_node(n)
+        except InputError as error:
+            raise InputError(f"in or after module {module_of(n) or 'unknown'}: {error}") from None
 
 
 def copied(graph: fx.GraphModule) -> fx.GraphModule:

@@ -17,7 +17,9 @@ from zennit.attribution import Attributor
 
 from selrel_kernels.reference import select_motion
 from selrel_zennit.attribution import VideoAttributor
+from selrel_zennit.attribution.faults import named_faults
 from selrel_zennit.errors import InputError
+from selrel_zennit.network_output import logits_of
 from selrel_zennit.selection import Selection
 
 from .rewriting import get_constant, set_constant
@@ -38,8 +40,8 @@ def trace(attributor: Attributor, clip: torch.Tensor, selection: Selection) -> f
     target = torch.full((len(clip),), -1, dtype=torch.int64, device=clip.device)
 
     def explain(clip: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with torch.no_grad():
-            logits = attributor.model(clip)
+        with torch.no_grad(), named_faults(attributor.model, clip):
+            logits = logits_of(attributor.model, clip)
         explained = torch.where(target < 0, logits.argmax(1), target)
         classes = torch.arange(logits.shape[1], device=logits.device)
         _, attribution = attributor(clip, (classes == explained[:, None]).to(logits.dtype))
