@@ -13,6 +13,7 @@ from .clip import ClipSpec
 from .copying import own_copy
 from .errors import InputError
 from .network_kinds import eagerly
+from .network_output import TakeOutput
 from .text import one_line
 
 
@@ -42,9 +43,11 @@ def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch, kinds
     def noting(module: nn.Module) -> Any:
         return lambda copied, args, output: watch.note(module, args, output)
 
+    TakeOutput().register(made)
     for module, copied in zip(model.modules(), made.modules(), strict=True):
         if isinstance(module, kinds):
-            copied.register_forward_hook(noting(module), prepend=True)
+            # Of the network itself the logits are noted, which a hook may take out of what it returns.
+            copied.register_forward_hook(noting(module), prepend=copied is not made)
 
     def run(values: AbstractContextManager[Any]) -> None:
         watch.forget()

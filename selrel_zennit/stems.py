@@ -14,6 +14,7 @@ from zennit.types import Convolution
 
 from .copying import own_copy
 from .errors import InputError
+from .network_kinds import eagerly
 from .paths import paths_of
 
 Box = tuple[torch.Tensor, torch.Tensor]
@@ -107,7 +108,7 @@ def _inputs(model: nn.Module, stems: list[nn.Module], bound: torch.Tensor | floa
     for module, copied in zip(model.modules(), made.modules(), strict=True):
         if module in stems:
             copied.register_forward_pre_hook(take(module), prepend=True)
-    with torch.inference_mode(False), torch.no_grad(), suppress(_Enough):
+    with eagerly(), torch.inference_mode(False), torch.no_grad(), suppress(_Enough):
         made(clip)
     return [taken[stem] for stem in stems]
 

@@ -64,7 +64,7 @@ class Alone(Plain):
 class Heads(Plain):
     def forward(self, clip):
         noun = super().forward(clip)
-        return {"verb": noun * 2, "noun": noun}
+        return {"verb": noun.flip(1), "noun": noun}
 
 
 METHODS = ("dtd", "dtd_epsilon_head", "dtd_contrastive", "gradcam", "guided_backprop", "gradient", "smoothgrad")
