@@ -24,7 +24,7 @@ def check_kind(model: Any, method: str | None = None) -> None:
     Without ``method``, for one that a method with rules or hooks cannot explain.
     """
     refuse_programs(model)
-    for faults in (_lazy, _scripted, _quantised, _inferred):
+    for faults in (_lazy, _scripted, _quantised):
         if (faults is _scripted and method in GRADIENT_ALONE) or (faults is not _lazy and method in VALUES_ALONE):
             continue
         sentence = next(faults(model), None)
@@ -73,15 +73,6 @@ def _quantised(model: nn.Module) -> Iterator[str]:
     for name, value in _tensors(model):
         if value.is_quantized or hasattr(type(value), "__tensor_flatten__"):
             yield said.format(name, type(value.data).__name__)
-
-
-def _inferred(model: nn.Module) -> Iterator[str]:
-    for name, value in _tensors(model):
-        if value.is_inference():
-            yield (
-                f"{name} was made inside torch.inference_mode(), and autograd takes no such tensors: make the network "
-                "outside of it, or explain load_model(network), an ordinary copy"
-            )
 
 
 def _lazy(model: nn.Module) -> Iterator[str]:
