@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from zennit.types import BatchNorm
 
 from .clip import ClipSpec
 from .copying import own_copy
@@ -45,6 +46,9 @@ def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch, kinds
 
     TakeOutput().register(made)
     for module, copied in zip(model.modules(), made.modules(), strict=True):
+        if isinstance(copied, BatchNorm):
+            # Fake tensors take batch norms apart in Python, for half of the time; of its values nothing is asked.
+            object.__setattr__(copied, "forward", torch.clone)
         if isinstance(module, kinds):
             # Of the network itself the logits are noted, which a hook may take out of what it returns.
             copied.register_forward_hook(noting(module), prepend=copied is not made)

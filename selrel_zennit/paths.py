@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -31,9 +32,20 @@ class Paths:
 
 def paths_of(model: nn.Module, shape: tuple[int, ...] | None = None) -> Paths:
     """Return the ends of a network, by a dry run on a clip of ``shape``; see ``dry_run`` for the errors."""
+    form = shape, tuple((id(module), id(vars(module).get("forward"))) for module in model.modules())
+    known = _KNOWN.get(model)
+    if known is not None and known[0] == form:
+        return known[1]
     watch = _Watch(model)
     dry_run(model, shape, watch)
-    return watch.paths()
+    paths = watch.paths()
+    if model not in (*paths.stems, *paths.heads):  # which would keep it alive
+        _KNOWN[model] = form, paths
+    return paths
+
+
+# Several rules of one composite ask for the ends of the same network.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[Any, Paths]] = WeakKeyDictionary()
 
 
 def class_layers(model: nn.Module, name: str | None = None) -> list[nn.Module]:

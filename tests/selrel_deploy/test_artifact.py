@@ -73,16 +73,30 @@ def test_the_onnx_file_is_plain(artifact, graph):
             assert node.input[1] in weights, "a weight is computed at run time"
 
 
-def test_golden_cases_are_the_graphs(artifact, graph):
+def test_golden_cases_are_the_graphs_and_their_logits_the_networks(artifact, graph):
     golden = read_artifact(artifact).golden()
     assert golden["clip"].shape == (12, *graph.clip_shape)
     assert golden["target"][::4].tolist() == [[-1]] * 3
     assert golden["target"][2::4].tolist() == [[4]] * 3
     assert not np.array_equal(golden["clip"][0], golden["clip"][4])
     for index in range(12):
-        outputs = graph(torch.from_numpy(golden["clip"][index]), torch.from_numpy(golden["target"][index]))
-        for name, value in zip(OUTPUTS, outputs, strict=True):
+        clip = torch.from_numpy(golden["clip"][index])
+        outputs = graph(clip, torch.from_numpy(golden["target"][index]))
+        for name, value in zip(OUTPUTS[1:], outputs[1:], strict=True):
             assert np.array_equal(golden[name][index], value.numpy())
+        with torch.no_grad():
+            assert np.array_equal(golden["logits"][index], graph.network(clip).numpy())
+        np.testing.assert_allclose(golden["logits"][index], outputs[0].numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_an_artifact_of_another_network_is_not_written(tmp_path):
+    model = few_layers()
+    graph = compile_explanation(sr.build_method("gradcam", model), torch.zeros(1, *model.spec.shape))
+    with torch.no_grad():
+        next(module for module in model.modules() if isinstance(module, torch.nn.Linear)).bias += 1
+    with pytest.raises(sr.InputError, match=r"of another network than the one given \(logits differ by .*not written"):
+        export(graph, tmp_path / "other.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_clips_and_info_may_be_the_callers(tmp_path):
