@@ -130,16 +130,17 @@ def neighbours(model: nn.Module, shape: tuple[int, ...] | None = None) -> list[t
 
     Raises InputError where the network does not run on a clip of that shape.
     """
-    watch = _Watch()
-    dry_run(model, shape, watch, (Linear, BatchNorm, WithConstant))
+    watch = _Watch(model)
+    dry_run(model, shape, watch)
     return watch.pairs(model)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that read each tensor, and notes which modules made and took it."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.model = model
         self.forget()
 
     def forget(self) -> None:
@@ -158,6 +159,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
     def note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module is self.model:
+            # Whoever called reads what comes out.
+            for value in tree_leaves(output):
+                self.readers[id(value)] = self.readers.get(id(value), 0) + 1
+        if not isinstance(module, Linear | BatchNorm | WithConstant):
+            return
         self.kept += [args, output]
         self.runs.setdefault(module, []).append((id(args[0]) if args else 0, id(output)))
 

@@ -200,3 +200,15 @@ def test_what_no_rule_sees_is_refused_or_listed():
 def test_a_composite_whose_rules_take_nothing_is_no_method():
     with pytest.raises(sr.InputError, match="NameMapComposite gives no module of the network a rule"):
         Gradient(network(Network), NameMapComposite([]))(noise(), sr.one_hot(0, 5).double())
+
+
+class Both(Network):
+    """Gives the class layer's answer, and twice of it."""
+
+    def forward(self, clip):
+        answer = super().forward(clip)
+        return {"twice": answer * 2, "logits": answer}
+
+
+def test_what_is_returned_is_read_by_whoever_called():
+    assert_dtd(sr.load_model(network(Both), output="logits"), noise(), network(Network))
