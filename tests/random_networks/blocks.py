@@ -139,6 +139,107 @@ class Pool(Named):
         return functional.adaptive_avg_pool3d(x, (2, 3, 3))
 
 
+class Pad(Named):
+    """Zeros around the maps, by a function of its own."""
+
+    def forward(self, x):
+        return functional.pad(x, (1, 1, 1, 0, 0, 1))
+
+
+class Constant(Named):
+    """A fixed factor or shift: of all, of each channel, of each place."""
+
+    def __init__(self, how: str, channels: int) -> None:
+        super().__init__(how)
+        self.register_buffer("values", torch.linspace(-0.8, 1.2, channels).reshape(1, -1, 1, 1, 1))
+
+    def forward(self, x):
+        if self.how == "negative":
+            return x * -0.7
+        if self.how == "each channel":
+            return x * self.values
+        if self.how == "mask":
+            return x * (torch.arange(x.shape[3]) > 1).to(x).reshape(1, 1, 1, -1, 1)
+        return (x - 0.1) / 1.5
+
+
+class Activation(Named):
+    """Activations that are no ReLUs, as functions."""
+
+    def forward(self, x):
+        if self.how == "leaky":
+            return functional.leaky_relu(x, 0.1)
+        if self.how == "sigmoid":
+            return torch.sigmoid(x)
+        return functional.silu(x) if self.how == "silu" else torch.tanh(x)
+
+
+class Difference(nn.Module):
+    """body(x) − x, shares in proportion with the second's sign turned."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x) - x
+
+
+class Three(Named):
+    """The sum of three tensors."""
+
+    def __init__(self, how: str, first: nn.Module, second: nn.Module) -> None:
+        super().__init__(how)
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        first, second = self.first(x), self.second(x)
+        if self.how == "stack":
+            return torch.stack([x, first, second]).sum(0)
+        return sum([x, first, second]) if self.how == "sum" else x + first + second
+
+
+class Split(nn.Module):
+    """Half of the channels go through a body, the other half past it; then they are shuffled."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        first, second = x.chunk(2, 1)
+        x = torch.cat([self.body(first), second], 1)
+        return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
+class Pointwise(Named):
+    """A linear layer over the channels of every place."""
+
+    def __init__(self, how: str, inputs: int, outputs: int) -> None:
+        super().__init__(how)
+        self.fc = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        x = x.movedim(1, -1)
+        if self.how == "matmul":
+            return (x @ self.fc.weight.T + self.fc.bias).movedim(-1, 1)
+        return (self.fc(x) if self.how == "module" else functional.linear(x, self.fc.weight, self.fc.bias)).movedim(
+            -1, 1
+        )
+
+
+class FunctionalNorm(nn.Module):
+    """A batch norm whose module is not called."""
+
+    def __init__(self, norm: nn.BatchNorm3d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        norm = self.norm
+        return functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
 class Folded(nn.Module):
     """A 2D convolution on every frame."""
 
@@ -162,6 +263,17 @@ class GlobalMean(Named):
         if self.how == "function":
             return functional.adaptive_avg_pool3d(x, 1).flatten(1)
         return x.flatten(2).sum(2) / (x.shape[2] * x.shape[3] * x.shape[4])
+
+
+class Matrix(nn.Module):
+    """A class layer that is a product of matrices."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
 
 
 class Scaled(Named):

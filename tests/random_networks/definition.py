@@ -4,11 +4,11 @@ It shares no code with Zennit, the package's rules and canonizers, or the compil
 
 - The class layer is the layer that gave the logits: the first one met on the way down from them.
 - A batch norm directly behind a layer, which nothing else reads, is part of it: weight and bias are those of both. So
-  is a fixed scale for each channel there, and a shift behind that (a frozen batch norm). Any other batch norm passes
+  are fixed factors and shifts there, for each channel or for all (a frozen batch norm). Any other batch norm passes
   relevance. For one before a convolution that is the same as giving it the scale: x·w is what it was.
 - z^B holds in every convolution reached from the clip without a layer or an activation in between. What comes between
   (padding, scaling, batch norm, pools) is done to the box too; a factor below 0 swaps its ends.
-- Activations pass relevance, and so do fixed factors and shifts.
+- Activations pass relevance, and so do all other fixed factors and shifts.
 - Sums of two, average pools, means and sums over axes share in proportion: R_i = x_i R ÷ (Σ ± ε). What a broadcast
   repeats gets all of its shares.
 - A max pool hands relevance to its winner, the first among equals.
@@ -48,7 +48,17 @@ _MAXIMA = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_p
 _MOVES = {
     *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "slice", "select", "expand", "cat", "stack"),
     *("unsqueeze", "squeeze", "constant_pad_nd", "reflection_pad2d", "reflection_pad3d", "replication_pad3d"),
-    *("replication_pad2d", "clone", "alias", "copy", "slice_scatter", "index_select", "detach"),
+    *(
+        "replication_pad2d",
+        "clone",
+        "alias",
+        "copy",
+        "slice_scatter",
+        "index_select",
+        "split",
+        "split_with_sizes",
+        "unbind",
+    ),
 }
 _GUIDED = {"relu", "clamp", "clamp_min", "hardtanh"}
 
@@ -176,7 +186,7 @@ class Definition:
         weight, bias = weight.value, None if bias is None else bias.value
         at = node
         while len(at.users) == 1:
-            scale, shift = _affine(at.users[0], at, first=at is node)
+            scale, shift = _affine(at.users[0], at)
             if scale is None:
                 break
             at = at.users[0]
@@ -242,17 +252,20 @@ def _is_relu(node: Node) -> bool:
     return low == 0
 
 
-def _affine(node: Node, behind: Node, first: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return scale and shift, [C] both, of a batch norm or frozen batch norm behind a layer; (None, None) of others."""
-    channels = behind.value.shape[1]
+def _affine(node: Node, behind: Node) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return scale and shift, [C] both, of a batch norm or of constants behind a layer; (None, None) of all else."""
     if node.name == "native_batch_norm" and node.args[0] is behind:
         weight, bias, mean, var, _, _, eps = value_of(node.args[1:])
         scale = (torch.ones_like(var) if weight is None else weight) / torch.sqrt(var + eps)
         return scale, (torch.zeros_like(mean) if bias is None else bias) - mean * scale
-    if node.name in ("mul", "add") and list(node.inputs()) == [behind] and not node.kwargs:
-        other = next((one for one in value_of(node.args) if one is not behind.value), None)
-        per_channel = (1, channels, *[1] * (behind.value.ndim - 2))
-        if isinstance(other, torch.Tensor) and other.shape == per_channel and (first or node.name == "add"):
+    if node.name in ("mul", "add", "sub", "div") and node.args[0] is behind and not node.kwargs:
+        channels, other = behind.value.shape[1], node.args[1]
+        value = other.value if isinstance(other, Node) else torch.tensor(other).double()
+        axis = 0 if value.ndim == 1 and behind.value.ndim == 2 else 1
+        per_channel = value.ndim > axis and value.numel() == value.shape[axis] == channels
+        if other is not behind and not getattr(other, "varies", False) and (per_channel or value.numel() == 1):
+            value = value.flatten().expand(channels)
             one, zero = torch.ones(channels).double(), torch.zeros(channels).double()
-            return (other.flatten(), zero) if node.name == "mul" else (one, other.flatten())
+            forms = {"mul": (value, zero), "div": (1 / value, zero), "add": (one, value), "sub": (one, -value)}
+            return forms[node.name]
     return None, None

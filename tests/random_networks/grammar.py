@@ -23,13 +23,18 @@ from . import blocks
 CLASSES = 5
 PLAIN_SHARE = 0.3
 
-NORM_KINDS = ("dead norm", "tiny norm", "negative norm", "sync norm", "frozen norm", "norm without parameters")
+NORM_KINDS = (
+    *("dead norm", "tiny norm", "negative norm", "sync norm", "frozen norm", "norm without parameters"),
+    "functional norm",
+)
 WEIGHT_KINDS = ("weight_norm", "old weight_norm", "spectral_norm", "old spectral_norm", "pruned", "standardised weight")
 CALL_KINDS = ("called by forward", "called twice", "functional convolution", "shared weight")
 OTHER_KINDS = (
     *("functional ReLU", "ReLU6", "functional pool", "functional mean", "broadcast sum", "broadcast by expand_as"),
     *("Gate", "plain gate", "norm at the input", "scaled in forward", "two stems", "stem registered last"),
     *("spare head", "in-place sum", "norm between pools", "folded 2D convolution"),
+    *("padding of its own", "fixed factor", "other activation", "difference", "sum of three", "split and shuffled"),
+    *("linear over channels", "pool before the stem", "matrix head", "norm in the head"),
 )
 KINDS = NORM_KINDS + WEIGHT_KINDS + CALL_KINDS + OTHER_KINDS
 
@@ -100,6 +105,8 @@ class _Builder:
         before: list[nn.Module] = []
         if self.has("scaled in forward"):
             before.append(blocks.Scaled(chance.choice(("mean and std", "scale and shift"))))
+        if self.has("pool before the stem"):
+            before.append(chance.choice((nn.AvgPool3d((1, 2, 2)), nn.MaxPool3d((1, 2, 2)))))
         if self.has("norm at the input"):
             before.append(self.plain_norm(3))
         stem: nn.Module = self.unit(3, width)
@@ -207,6 +214,8 @@ class _Builder:
             return sync
         elif kind == "frozen norm":
             return blocks.FrozenNorm(norm)
+        elif kind == "functional norm":
+            return blocks.FunctionalNorm(norm)
         elif kind == "norm without parameters":
             bare = nn.BatchNorm3d(channels, affine=False, eps=1e-3)
             bare.running_mean.copy_(norm.running_mean)
@@ -262,8 +271,14 @@ class _Builder:
         how = self.chance.choice(("mean", "mean in steps", "function", "sum"))
         mean = blocks.GlobalMean(how) if functional else nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten())
         kind = self.chance.choice(("linear", "linear", "hidden", "convolution", "mean of maps", "flat maps"))
-        if kind == "hidden":
-            hidden = nn.Linear(channels, 8)
+        if self.has("matrix head"):
+            return nn.Sequential(mean, blocks.Matrix(channels, CLASSES))
+        if kind == "hidden" or "norm in the head" in self.kinds:
+            hidden: nn.Module = nn.Linear(channels, 8)
+            if self.has("norm in the head"):
+                flat = nn.BatchNorm1d(8)
+                flat.load_state_dict(self.plain_norm(8).state_dict())
+                hidden = nn.Sequential(hidden, flat)
             return nn.Sequential(mean, hidden, self.relu(), nn.Dropout(), nn.Linear(8, CLASSES))
         if kind == "convolution":
             pool = nn.AdaptiveAvgPool3d(1)
@@ -328,6 +343,21 @@ _BLOCKS: dict[str, Callable[[_Builder, int], nn.Module]] = {
     "plain gate": lambda b, c: blocks.Gated("plain", c),
     "in-place sum": _residual,
     "norm between pools": _between_pools,
+    "padding of its own": lambda b, c: nn.Sequential(blocks.Pad("zeros"), nn.Conv3d(c, 6, 3), nn.ReLU()),
+    "fixed factor": lambda b, c: blocks.Constant(b.chance.choice(("negative", "each channel", "mask", "shift")), c),
+    "other activation": lambda b, c: nn.Sequential(
+        nn.Conv3d(c, c, 1), blocks.Activation(b.chance.choice(("leaky", "sigmoid", "silu", "tanh")))
+    ),
+    "difference": lambda b, c: blocks.Difference(b.unit(c, c, stride=1)),
+    "sum of three": lambda b, c: blocks.Three(
+        b.chance.choice(("+", "sum", "stack")), b.unit(c, c, stride=1), nn.Conv3d(c, c, 1)
+    ),
+    "split and shuffled": lambda b, c: (
+        blocks.Split(nn.Sequential(nn.Conv3d(c // 2, c // 2, 3, padding=1), nn.ReLU())) if c % 2 == 0 else nn.Identity()
+    ),
+    "linear over channels": lambda b, c: nn.Sequential(
+        blocks.Pointwise(b.chance.choice(("module", "function", "matmul")), c, 6), nn.ReLU()
+    ),
     "folded 2D convolution": lambda b, c: nn.Sequential(blocks.Folded(nn.Conv2d(c, 6, 3, padding=1)), nn.ReLU()),
 }
 

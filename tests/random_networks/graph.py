@@ -109,6 +109,16 @@ def _node(step: Any, made: dict[Any, Node], traced: nn.Module, clip: torch.Tenso
     args, kwargs = (torch.fx.node.map_arg(given, lambda one: made[one]) for given in (step.args, step.kwargs))
     if step.target is operator.getitem and args[0].extra is not None:
         return args[0] if args[1] == 0 else Node("constant", value=args[0].extra[args[1] - 1])
+    if step.target is operator.getitem and isinstance(args[0].value, list | tuple):
+        several, at = args[0], args[1]  # one of the parts that an operation has made of a tensor
+        return Node(
+            several.name,
+            lambda *given, **options: several.function(*given, **options)[at],
+            several.args,
+            several.kwargs,
+            several.value[at],
+            varies=several.varies,
+        )
     name = str(step.target).split(".")[1] if "." in str(step.target) else step.target.__name__
     function = _copy if name == "copy" else step.target
     value = function(*value_of(args), **value_of(kwargs))
