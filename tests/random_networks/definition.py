@@ -186,10 +186,19 @@ class Definition:
         weight, bias = weight.value, None if bias is None else bias.value
         at = node
         while len(at.users) == 1:
-            scale, shift = _affine(at.users[0], at)
+            behind = at.users[0]
+            if (
+                node.name == "mm"
+                and behind.name in ("view", "_unsafe_view")
+                and behind.value.shape[-1] == at.value.shape[-1]
+            ):
+                # F.linear on more than two axes: a product of matrices, then its own axes again, then the bias.
+                at = behind
+                continue
+            scale, shift = _affine(behind, at, node.name != "convolution")
             if scale is None:
                 break
-            at = at.users[0]
+            at = behind
             self.merged.add(at)
             weight = weight * scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
             bias = shift if bias is None else bias * scale + shift
@@ -252,16 +261,19 @@ def _is_relu(node: Node) -> bool:
     return low == 0
 
 
-def _affine(node: Node, behind: Node) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return scale and shift, [C] both, of a batch norm or of constants behind a layer; (None, None) of all else."""
+def _affine(node: Node, behind: Node, last: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return scale and shift, [C] both, of a batch norm or of constants behind a layer; (None, None) of all else.
+
+    ``last``: channels are the last axis, as a linear layer has them, not the second.
+    """
     if node.name == "native_batch_norm" and node.args[0] is behind:
         weight, bias, mean, var, _, _, eps = value_of(node.args[1:])
         scale = (torch.ones_like(var) if weight is None else weight) / torch.sqrt(var + eps)
         return scale, (torch.zeros_like(mean) if bias is None else bias) - mean * scale
     if node.name in ("mul", "add", "sub", "div") and node.args[0] is behind and not node.kwargs:
-        channels, other = behind.value.shape[1], node.args[1]
+        other = node.args[1]
         value = other.value if isinstance(other, Node) else torch.tensor(other).double()
-        axis = 0 if value.ndim == 1 and behind.value.ndim == 2 else 1
+        channels, axis = behind.value.shape[-1 if last else 1], value.ndim - 1 if last else 1
         per_channel = value.ndim > axis and value.numel() == value.shape[axis] == channels
         if other is not behind and not getattr(other, "varies", False) and (per_channel or value.numel() == 1):
             value = value.flatten().expand(channels)
