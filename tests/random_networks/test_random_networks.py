@@ -14,8 +14,8 @@ from selrel_zennit import canonizers, composites
 from selrel_zennit.attribution import lrp
 
 DRAWS, CHUNK = 200, 25
-# Refusing must not become the cheap way out. The share of explanations that are refused was … in … draws.
-MOST_REFUSED = 0.4
+# Refusing must not become the cheap way out: this much of what is explained, at most. It is about one in ten.
+MOST_REFUSED = 0.25
 
 
 @pytest.mark.parametrize("first", range(0, DRAWS, CHUNK))
@@ -31,7 +31,7 @@ def test_every_network_is_explained_as_defined_or_refused(first):
             elif found.kind != "equal":
                 faults.append(f"draw({seed}) {drawn.kinds}, {method}: {found}\n{drawn.model}")
     assert not faults, f"{len(faults)} of {CHUNK * len(METHODS)}, the first: {faults[0]}"
-    assert not plain_refused
+    assert not plain_refused, "a network of standard modules is never refused"
     assert len(refused) <= MOST_REFUSED * CHUNK * len(METHODS)
 
 
