@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from random_networks.compare import define, on_device, outcome  # noqa: E402
 from random_networks.definition import METHODS  # noqa: E402
-from random_networks.grammar import draw  # noqa: E402
+from random_networks.grammar import KINDS, draw  # noqa: E402
+from random_networks.graph import UndefinedError  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "random_networks.json"
 ROWS = ROOT / "out" / "random_networks.jsonl"
@@ -46,9 +47,12 @@ def rows_of(job: tuple[int, bool]) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     seed, onnx = job
     drawn = draw(seed)
-    definition = define(drawn)
     row: dict[str, Any] = {"seed": seed, "kinds": drawn.kinds}
-    row["eager"] = {method: _short(outcome(drawn, definition, method)) for method in METHODS}
+    try:
+        definition = define(drawn)
+        row["eager"] = {method: _short(outcome(drawn, definition, method)) for method in METHODS}
+    except UndefinedError as error:  # the definition has to be extended
+        return {**row, "eager": dict.fromkeys(METHODS, ["undefined", None, str(error)])}
     if onnx:
         with tempfile.TemporaryDirectory() as folder:
             method = METHODS[seed % len(METHODS)]
@@ -90,6 +94,10 @@ def summary(rows: list[dict[str, Any]], where: str) -> dict[str, Any]:
         "outcomes of plain draws": dict(Counter(kind for row, _, kind, _, _ in found if not row["kinds"])),
         "draws refused by a method": sum(any(one[0] == "refused" for one in row[where].values()) for row in all_rows),
         "by method": {m: dict(Counter(kind for _, method, kind, _, _ in found if method == m)) for m in METHODS},
+        "by kind": {
+            kind: dict(Counter(found_kind for row, _, found_kind, _, _ in found if kind in row["kinds"]))
+            for kind in KINDS
+        },
         "refused by reason": dict(refused.most_common()),
         "error of what is equal": {
             "median": errors[len(errors) // 2] if errors else None,
@@ -111,8 +119,15 @@ def summary(rows: list[dict[str, Any]], where: str) -> dict[str, Any]:
 
 
 def _reason(said: str) -> str:
-    """Return a refusal without names of modules and numbers, so that those of one kind are counted together."""
-    return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\([^)]*\)", "…", said))
+    """Return a refusal without names and numbers, so that those of one kind are counted together."""
+    for pattern, instead in (
+        ("|".join(METHODS), "METHOD"),
+        (r"\b(stem|body|head|spare|cam)(\.\w+)*", "MODULE"),
+        (r"'[^']*'|\([^)]*\)", "…"),
+        (r"\d+", "N"),
+    ):
+        said = re.sub(pattern, instead, said)
+    return said
 
 
 def main() -> None:

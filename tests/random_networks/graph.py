@@ -120,7 +120,7 @@ def _node(step: Any, made: dict[Any, Node], traced: nn.Module, clip: torch.Tenso
             varies=several.varies,
         )
     name = str(step.target).split(".")[1] if "." in str(step.target) else step.target.__name__
-    function = _copy if name == "copy" else step.target
+    function = {"copy": _copy, "as_strided_": _laid_out}.get(name, step.target)
     value = function(*value_of(args), **value_of(kwargs))
     node = Node(name, function, tuple(args), dict(kwargs), value)
     if name in _SEVERAL:
@@ -130,8 +130,13 @@ def _node(step: Any, made: dict[Any, Node], traced: nn.Module, clip: torch.Tenso
 
 
 def _copy(place: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The one operation that torch has no derivative for."""
+    """Torch has no derivative for this one."""
     return values.expand_as(place)
+
+
+def _laid_out(values: torch.Tensor, size: Any, strides: Any) -> torch.Tensor:
+    """How an average pool to one place lays its result out in memory: the values are the same."""
+    return values.reshape(size)
 
 
 def _nodes(node: Node) -> list[Node]:
