@@ -52,7 +52,7 @@ def rows_of(job: tuple[int, bool]) -> dict[str, Any]:
         definition = define(drawn)
         row["eager"] = {method: _short(outcome(drawn, definition, method)) for method in METHODS}
     except UndefinedError as error:  # the definition has to be extended
-        return {**row, "eager": dict.fromkeys(METHODS, ["undefined", None, str(error)])}
+        return {**row, "eager": {method: ["undefined", None, str(error)] for method in METHODS}}
     if onnx:
         with tempfile.TemporaryDirectory() as folder:
             method = METHODS[seed % len(METHODS)]
