@@ -54,6 +54,7 @@ _MOVES = {
         "alias",
         "copy",
         "slice_scatter",
+        "as_strided_",
         "index_select",
         "split",
         "split_with_sizes",
