@@ -15,11 +15,13 @@ from selrel_zennit.attribution import lrp
 
 # Seeds among which every kind is drawn three times or more.
 SEEDS, CHUNK = range(20400, 20600), 25
-# Refusing must not become the cheap way out: this much of what is explained, at most. It is about one in ten.
-MOST_REFUSED = 0.25
+# Refusing must not become the cheap way out: this much of what is explained, at most. It was 8 % of these seeds.
+MOST_REFUSED = 0.2
 
 
-@pytest.mark.parametrize("first", SEEDS[::CHUNK])
+@pytest.mark.parametrize(
+    "first", [pytest.param(first, marks=[pytest.mark.slow] if first != SEEDS[0] else []) for first in SEEDS[::CHUNK]]
+)
 def test_every_network_is_explained_as_defined_or_refused(first):
     faults, refused, plain_refused = [], [], []
     for seed in range(first, first + CHUNK):
