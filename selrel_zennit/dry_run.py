@@ -74,17 +74,17 @@ def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch, kinds
 
 def does_not_run(model: nn.Module, clip: torch.Tensor, error: Exception) -> str:
     """Return what to say of a network that raised ``error`` on ``clip`` [B,3,T,H,W]: what it would take, if known."""
-    sentence = only_for_pictures(model)
-    if sentence is not None:
-        return sentence
     for axes, turned in (("[B,T,C,H,W]", (0, 2, 1, 3, 4)), ("[B,T,H,W,C]", (0, 2, 3, 4, 1))):
         with suppress(Exception), torch.enable_grad():
-            model(clip.detach().permute(turned).clone().requires_grad_())
+            own_copy(model)(clip.detach().permute(turned).clone().requires_grad_())
             order = ", ".join(map(str, turned))
             return (
                 f"the network takes clips {axes}, not [B,C,T,H,W]: wrap it in a module whose forward turns the axes, "
                 f"return network(clip.permute({order}))"
             )
+    sentence = only_for_pictures(model)
+    if sentence is not None:
+        return sentence
     return (
         f"the network does not run on a clip {tuple(clip.shape)} ({type(error).__name__}: {one_line(error)}): "
         "set model.spec (--clip-spec) to what it takes, or wrap it in a forward that takes the clip alone"

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from zennit.composites import EpsilonGammaBox, LayerMapComposite, SpecialFirstLayerMapComposite
 from zennit.core import Hook
-from zennit.rules import ZBox
+from zennit.rules import AlphaBeta, Gamma, ZBox, ZPlus
 from zennit.types import Convolution
 
 from .copying import own_copy
+from .coverage import Unseen, rule_of
 from .errors import InputError
 from .network_kinds import eagerly
 from .paths import paths_of
@@ -80,6 +81,26 @@ def boxes_of(model: nn.Module, low: torch.Tensor | float, high: torch.Tensor | f
         stem: (_narrowed(torch.minimum(a, b)), _narrowed(torch.maximum(a, b)))
         for stem, a, b in zip(wanted, first, second, strict=True)
     }
+
+
+def misplaced_boxes(model: nn.Module) -> list[Unseen]:
+    """Return where the rules that are registered have z^B in another layer than one that sees the clip.
+
+    A composite of Zennit's gives it to the convolution that is registered first, and to no other stem. What is neither
+    here nor there: other rules of a user's own choice in another stem.
+    """
+    rules = {module: rule for module in model.modules() if (rule := rule_of(module)) is not None}
+    boxed = [module for module, rule in rules.items() if isinstance(rule, ZBox)]
+    if not boxed or getattr(model, "spec", None) is None:
+        return []
+    stems = [stem for stem in paths_of(model).stems if isinstance(stem, Convolution)]
+    names = {module: name for name, module in model.named_modules()}
+    wrong = [module for module in boxed if module not in stems]
+    plain = [stem for stem in stems if isinstance(rules.get(stem), AlphaBeta | Gamma | ZPlus)]
+    return [
+        *(Unseen("z^B", names[one], "stands in a layer that does not see the clip") for one in wrong),
+        *(Unseen("convolution", names[one], "sees the clip, and its rule is not z^B") for one in plain),
+    ]
 
 
 class _Enough(Exception):

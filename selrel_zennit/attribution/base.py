@@ -18,6 +18,7 @@ from ..coverage import Coverage, Unseen
 from ..errors import InputError
 from ..plain_layers import make_layers_plain
 from ..same_network import check_same
+from ..stems import misplaced_boxes
 from .completion import completed
 from .convolution import FastConvolutions
 from .faults import named_faults
@@ -63,6 +64,7 @@ class VideoAttributor(Attributor):
         self.unseen: list[Unseen] = []
         self._met: set[Any] = set()
         self._plain: list[str] = []
+        self._misplaced: list[Unseen] = []
         self._recorder: Recorder | None = None
         self._record: list[str] = []
 
@@ -98,6 +100,7 @@ class VideoAttributor(Attributor):
                     self._prepared = own_copy(self.network)
                     self._plain = [] if self.composite is None else make_layers_plain(self._prepared)
                 super().__enter__()
+                self._misplaced = [] if self.composite is None else misplaced_boxes(self._prepared)
         except BaseException:
             # Python calls no __exit__ where __enter__ raised; a half-registered composite must not stay.
             self.__exit__(None, None, None)
@@ -193,7 +196,7 @@ class VideoAttributor(Attributor):
         if not isinstance(logits, torch.Tensor):
             coverage.on = False
             return  # whoever asked for an explanation says what is wrong with it
-        unseen = [] if self.composite is None else coverage.stop(logits)
+        unseen = [] if self.composite is None else [*self._misplaced, *coverage.stop(logits)]
         if self.strict:
             refuse_unseen(label(self.info) if "attributor" in self.info else type(self).__name__, unseen)
         if compare:

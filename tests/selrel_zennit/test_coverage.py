@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from zennit.composites import NameMapComposite
+from zennit.composites import EpsilonGammaBox, NameMapComposite
 
 import selrel_zennit as sr
-from by_hand import MEAN, RAW, SCALED, STD, Network, assert_dtd, bounds, network, noise, z_box
+from by_hand import MEAN, RAW, SCALED, SPEC, STD, Network, assert_dtd, bounds, network, noise, z_box
 from selrel_zennit.attribution import Gradient
 from selrel_zennit.paths import paths_of
 
@@ -212,3 +212,16 @@ class Both(Network):
 
 def test_what_is_returned_is_read_by_whoever_called():
     assert_dtd(sr.load_model(network(Both), output="logits"), noise(), network(Network))
+
+
+def test_z_box_in_a_layer_that_does_not_see_the_clip_is_refused():
+    """Zennit's composite gives it to the convolution that is registered first."""
+    low, high = (torch.from_numpy(end.copy()).double() for end in SPEC.bounds())
+    clip = noise()
+    sr.explain(network(Network), clip, EpsilonGammaBox(low, high))
+    with pytest.raises(sr.InputError, match=r"conv2: z\^B stands in a layer that does not see the clip \(and 1 more\)"):
+        sr.explain(network(StemLast), clip, EpsilonGammaBox(low, high))
+    model = network(TwoStems)
+    with pytest.raises(sr.InputError, match=r"fast: convolution sees the clip, and its rule is not z\^B; gradient"):
+        sr.explain(model, noise(model.spec), EpsilonGammaBox(low, high))
+    assert len(sr.explain(model, noise(model.spec), EpsilonGammaBox(low, high), strict=False).unseen) == 1
