@@ -118,6 +118,17 @@ def summary(rows: list[dict[str, Any]], where: str) -> dict[str, Any]:
     }
 
 
+def _ranges(seeds: list[int]) -> list[list[int]]:
+    """Return the first and last of each run of seeds without a gap."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return runs
+
+
 def _reason(said: str) -> str:
     """Return a refusal without names and numbers, so that those of one kind are counted together."""
     for pattern, instead in (
@@ -161,7 +172,7 @@ def main() -> None:
     found = {
         "what": "networks drawn by seed, seven methods each, against the definition of tests/random_networks",
         "machine": machine(),
-        "seeds": f"{rows[0]['seed']} to {rows[-1]['seed']}",
+        "seeds": _ranges([row["seed"] for row in rows]),
         "float64, eager": summary(rows, "eager"),
         "float32, ONNX Runtime": summary(rows, "onnx"),
         "found and mended on the way": before.get("found and mended on the way", []),
