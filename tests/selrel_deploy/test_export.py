@@ -75,7 +75,8 @@ def test_an_artifact_takes_frames(split, batch, tmp_path):
             clip = np.concatenate([model.spec.array(one) for one in frames])
             got = run(frames, golden["target"][index])
             expected = graph(torch.from_numpy(clip), torch.from_numpy(golden["target"][index]))
-            for name, value in zip(OUTPUTS, expected, strict=True):
+            np.testing.assert_allclose(golden["logits"][index], expected[0].numpy(), rtol=1e-4, atol=1e-5)
+            for name, value in zip(OUTPUTS[1:], expected[1:], strict=True):
                 assert np.array_equal(golden[name][index], value.numpy())
             assert np.linalg.norm(got.relevance - golden["relevance"][index]) <= 1e-4 * np.linalg.norm(got.relevance)
     file = artifact.parts.get("forward") or artifact.parts["explanation"]

@@ -311,7 +311,7 @@ def test_recording_changes_no_result_and_leaves_no_hook(name, clip):
     held = attributor.recorded["conv4a"]
     attributor(clip * 0.5, HOT)
     assert attributor.recorded["conv4a"] is not held
-    with pytest.raises(RuntimeError):
+    with pytest.raises(sr.InputError, match="does not run on a clip"):
         attributor(clip[:, :, :, :5], HOT)
     assert attributor.recorded == {}
     assert snapshot(model, clip) == before
