@@ -205,7 +205,7 @@ def test_a_sum_that_no_rule_sees_gets_no_certificate(loops):
     zennits = ZennitGradient(model, sr.build_method("dtd", model).composite)
     if loops:
         for one in (attributor, zennits):
-            with pytest.raises(sr.InputError, match="Optional adds two tensors in a forward that"):
+            with pytest.raises(sr.InputError, match="no rule sees: Optional: add of two tensors"):
                 compile_explanation(one, clip, SELECTION)
             assert not any("forward" in vars(module) for module in model.modules())
     else:
@@ -248,7 +248,8 @@ def test_recurrent_modules_run_in_steps_and_the_backends_are_as_they_were(raises
         # As often as there are frames, for the candidate and for what is shown, in both passes.
         names = [str(node.target) for node in graph.graph.nodes]
         assert names.count("aten.tanh.default") + names.count("aten.tanh_.default") == 2 * 2 * 3
-    assert seen == ([(False, False)] if raises else [(False, False), before] * 2)
+    # What raises is run again with its axes turned, to say what it takes.
+    assert (set(seen) == {(False, False)}) if raises else (seen == [(False, False), before] * 2)
     assert flags() == before
 
 

@@ -6,8 +6,8 @@ import torch
 from scipy.ndimage import correlate
 from torch import nn
 from zennit.attribution import Gradient as ZennitGradient
-from zennit.composites import SpecialFirstLayerMapComposite
-from zennit.rules import AlphaBeta
+from zennit.composites import SpecialFirstLayerMapComposite, layer_map_base
+from zennit.rules import AlphaBeta, Epsilon
 from zennit.types import Convolution
 
 import selrel_zennit as sr
@@ -133,7 +133,8 @@ def test_int8_where_relevance_may_cancel_is_refused():
     with pytest.raises(sr.InputError, match=r"use bf16$"):
         compiled(ZennitGradient(model), "bf16+int8")
     # α2β1: each branch forward is of one sign, and relevance going backward is not.
-    composite = SpecialFirstLayerMapComposite([(Convolution, AlphaBeta(2, 1))], [(Convolution, AlphaBeta(2, 1))])
+    rules = [*layer_map_base(), (Convolution, AlphaBeta(2, 1)), (nn.Linear, Epsilon())]
+    composite = SpecialFirstLayerMapComposite(rules, [(Convolution, AlphaBeta(2, 1))])
     graph = compiled(ZennitGradient(model, composite), "fp32+int8")
     steps = [node for node in graph.module.graph.nodes if node.target == quantized.quantize_per_tensor.default]
     assert 0 < len(steps) <= 4

@@ -76,8 +76,8 @@ def _recorded(
     with _parameters_kept(model), _module_paths(model), _recurrent_steps_seen(), _shapes_kept():
         try:
             return make_fx(explain)(example, target)
-        except RuntimeError as error:
-            if "get value out of a tracing tensor" in str(error):
+        except (RuntimeError, InputError) as error:
+            if "get value out of a tracing tensor" in f"{error} {error.__cause__}":
                 raise InputError(
                     "the attributor or model looks at values of its tensors to decide what to do, "
                     "which one fixed graph cannot: write the forward without such decisions, or explain it in torch"
