@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -62,14 +63,6 @@ class Inception(nn.Module):
         return torch.cat([self.b0(values), self.b1(values), self.b2(values), self.b3(values)], 1)
 
 
-class MeanOfPositions(nn.Module):
-    """[B,K,T,H,W] → [B,K]."""
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the mean."""
-        return values.mean((2, 3, 4))
-
-
 def unit(block: Any) -> nn.Module:
     return nn.Sequential(merged(block.conv3d, block.bn), nn.ReLU())
 
@@ -88,6 +81,9 @@ def reference(name: str, model: Any) -> tuple[nn.Module, str]:
         return hand_placed_frames.reference(name, model)
     # The container is gone in a flat graph; what stands behind it is not.
     marked = copy.deepcopy(model)
+    if name == "s3d":  # whose forward ends in a mean by a function
+        end = {"mean": nn.AdaptiveAvgPool3d(1), "flat": nn.Flatten()}
+        marked = nn.Sequential(OrderedDict([*marked.named_children(), *end.items()]))
     marked.set_submodule(model.cam_layer, nn.Sequential(marked.get_submodule(model.cam_layer), nn.Identity()))
     return folded(marked), f"{model.cam_layer}.1"
 
@@ -127,7 +123,8 @@ def _inception(model: Any) -> tuple[nn.Module, str]:
         elif name != "logits":
             made.add_module(name, copy.deepcopy(module))
     made.add_module("logits", copy.deepcopy(model.logits.conv3d))
-    made.add_module("mean", MeanOfPositions())
+    made.add_module("mean", nn.AdaptiveAvgPool3d(1))
+    made.add_module("flat", nn.Flatten())
     return made, "Mixed_5c"
 
 

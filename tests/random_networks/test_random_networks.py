@@ -54,8 +54,12 @@ def test_a_seed_is_one_network():
 
 def faulty_sign(monkeypatch):
     """z^B with the box's lower end on the wrong side of zero."""
-    right = stems.ZBox
-    monkeypatch.setattr(stems, "ZBox", lambda low, high, **given: right(low=-low, high=high, **given))
+
+    class Faulty(stems.ZBox):
+        def __init__(self, low, high, **given):
+            super().__init__(low=-low, high=high, **given)
+
+    monkeypatch.setattr(stems, "ZBox", Faulty)
     return "dtd"
 
 

@@ -21,7 +21,7 @@ def test_the_first_block_is_at_most_20_lines_long_and_has_a_sum_and_batch_norms(
     network = found["network"]
     assert found["explanation"].relevance.shape == (1, 8, 32, 32)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm3d)]
-    assert [norm for _, norm, _ in neighbours(network)] == norms
+    assert [norm for _, norm in neighbours(network)] == norms
     assert len(norms) == 2
     instances = FunctionCanonizer().apply(network)
     assert len([module for module in network.modules() if isinstance(module, Sum)]) == 1
