@@ -224,7 +224,8 @@ def add_code(module_name: str, files: set[Path]) -> None:
     path = Path(str(module.__file__))
     if path not in files:
         files.add(path)
-        for value in list(vars(module).values()):
+        # A package offers names that it loads when they are first used: what is used says where it comes from itself.
+        for value in [] if hasattr(module, "__path__") else list(vars(module).values()):
             used = getattr(value, "__module__", value.__name__ if inspect.ismodule(value) else None)
             if isinstance(used, str) and used.startswith(("selrel_zennit", "selrel_kernels")):
                 add_code(used, files)
