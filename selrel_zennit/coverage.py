@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from zennit.core import Hook
 from zennit.rules import Pass, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
-from zennit.types import Linear
+from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 from .functions import WithConstant
 from .gates import Gate
@@ -27,6 +27,10 @@ from .operations import AVERAGES, MOVES, NORMS, PRODUCTS, RELUS, SHAPES, SUMS, W
 
 # Rules that change the gradient at ReLUs alone: what else there is has its gradient, as the method wants.
 GUIDED_RULES = (ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
+
+
+# Whose classes do what the rules for them take them to do.
+_KNOWN_HOMES = ("torch.", "torchvision.", "zennit.", __name__.partition(".")[0] + ".")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def watching(self) -> Iterator[None]:
         """Look at what runs inside, until ``stop``."""
         handles = register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)
+        held = self._watch_hooks()
         self.on = True
         try:
             with self:
@@ -81,12 +86,42 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.on = False
             for handle in handles:
                 handle.remove()
+            for hooks, key, hook in held:
+                if key in hooks:
+                    hooks[key] = hook
+
+    def _watch_hooks(self) -> list[tuple[dict[int, Any], int, Any]]:
+        """Look at the network's own hooks on modules with rules, which run without them; return what to put back."""
+        held = []
+        for module, rule in self.rules.items():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks) if rule is not None else ():
+                for key, hook in list(hooks.items()):
+                    if not _home(hook).startswith(_KNOWN_HOMES):
+                        held.append((hooks, key, hook))
+                        hooks[key] = self._watched(hook)
+        return held
+
+    def _watched(self, hook: Any) -> Any:
+        def watched(module: nn.Module, *values: Any) -> Any:
+            versions = [value._version for value in _tensors(values) if not value.is_inference()]
+            result = hook(module, *values)
+            changed = versions != [value._version for value in _tensors(values) if not value.is_inference()]
+            if self.on and torch.is_grad_enabled() and (changed or (result is not None and result is not values[-1])):
+                reason = (
+                    "of the network's own changes what it takes or gives, and its rule runs without: make it a module"
+                )
+                self._note(module, "a hook", reason, [])
+            return result
+
+        return watched
 
     def stop(self, logits: torch.Tensor) -> list[Unseen]:
         """Look no further; return what was not seen, each once, of what ``logits`` depend on."""
         self.on = False
         reached = _reached(logits)
-        found = [one for one, made in self.found if any(value.grad_fn in reached for value in made)]
+        found = [one for one, made in self.found if not made or any(value.grad_fn in reached for value in made)]
+        if not self.guided:
+            found += _own_functions(reached)
         self.found = []
         return list(dict.fromkeys(found))
 
@@ -115,41 +150,50 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
             taken = [value for value in _tensors((args, kwargs)) if value.requires_grad]
             made = [value for value in _tensors(output) if value.is_floating_point()]
             if taken and made:
-                self._look(name_of(func), args, taken, made)
+                # What writes into a part of a tensor leaves no node of its own to find it by.
+                hidden = func._schema.name.endswith("_") and any(value._is_view() for value in made)
+                self._look(name_of(func), args, taken, [] if hidden else made)
         return output
 
     def _look(self, name: str, args: tuple[Any, ...], taken: list[torch.Tensor], made: list[torch.Tensor]) -> None:
-        if name in MOVES or name in SHAPES:
-            return
         module = self.running[-1] if self.running else None
+        if module is not None and self.rules[module] is not None and _is_rewritten(module):
+            self._note(module, name, f"is done by a {type(module).__name__}, whose rule knows of its class alone", made)
+            return
+        accumulates = name == "index_put" and len(args) > 3 and bool(args[3])
+        if (name in MOVES and not accumulates) or name in SHAPES:
+            return
         if self.guided:
             if name in RELUS and _bends(name, args) and not _is_guided(self.rules.get(module)):
                 self._note(
                     module, name, "is a ReLU that no guided rule sees: use nn.ReLU, and call it as a module", made
                 )
             return
-        if name in WINNERS and not (name == "clamp_min" and not _bends(name, args)):
-            return
         ruled = next(
             (one for one in reversed(self.running) if self.rules[one] is not None or isinstance(one, Gate)), None
         )
+        if not isinstance(ruled, Linear) and name in WINNERS and (name != "clamp_min" or _bends(name, args)):
+            return
         if isinstance(ruled, WithConstant) and len(taken) > 1:
             self._note(module, name, _reason(name, len(taken)), made)
         elif isinstance(ruled, Linear):
-            self._look_into_layer(ruled, name, args, made)
+            self._look_into_layer(ruled, name, args, taken, made)
         elif ruled is None:
             self._note(module, name, _reason(name, len(taken)), made)
 
-    def _look_into_layer(self, layer: Any, name: str, args: tuple[Any, ...], made: list[torch.Tensor]) -> None:
+    def _look_into_layer(
+        self, layer: Any, name: str, args: tuple[Any, ...], taken: list[torch.Tensor], made: list[torch.Tensor]
+    ) -> None:
         """Check that a layer with a rule does one product, with the weight that the rule will change."""
-        if name in SUMS:
-            return  # the bias, where a product does not take it along
+        memory = {value.untyped_storage().data_ptr() for value in _tensors(args)}
+        bias = layer._parameters.get("bias")
+        if name in SUMS and len(taken) == 1 and bias is not None and bias.untyped_storage().data_ptr() in memory:
+            return  # where the product does not take it along
         if name not in PRODUCTS:
             self._note(layer, name, "is done inside a layer whose rule knows of a product with its weight alone", made)
             return
         self.products[layer] = self.products.get(layer, 0) + 1
         weight = layer._parameters.get("weight")
-        memory = {value.untyped_storage().data_ptr() for value in _tensors(args)}
         if weight is None or weight.untyped_storage().data_ptr() not in memory:
             self._note(layer, name, "takes another weight than the layer's own, which is what its rule changes", made)
         elif self.products[layer] > 1:
@@ -191,6 +235,28 @@ def _bends(name: str, args: tuple[Any, ...]) -> bool:
         low, high = ((*args, None, None)[index] for index in (1, 2))
         return isinstance(low, int | float) and low == 0 and (high is None or name == "hardtanh")
     return True
+
+
+def _is_rewritten(module: nn.Module) -> bool:
+    """Say whether a module is of a class that rules know, and has a forward of the user's own."""
+    if not isinstance(module, Activation | BatchNorm | AvgPool):
+        return False
+    home = next(kind.__module__ for kind in type(module).__mro__ if "forward" in vars(kind))
+    return not home.startswith(_KNOWN_HOMES)
+
+
+def _home(hook: Any) -> str:
+    """Return the name of the module that a hook comes from."""
+    owner = getattr(hook, "__self__", hook)
+    return f"{getattr(owner, '__module__', type(owner).__module__)}."
+
+
+def _own_functions(reached: set[Any]) -> list[Unseen]:
+    """Return the functions with a derivative of the user's own that relevance comes through."""
+    kinds: set[Any] = {getattr(type(node), "_forward_cls", None) for node in reached}
+    own = sorted(kind.__name__ for kind in kinds if kind and not kind.__module__.startswith(_KNOWN_HOMES))
+    reason = "has a derivative of its own, which is no rule: use torch's functions and modules"
+    return [Unseen(name, "the network", reason) for name in own]
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

@@ -98,9 +98,13 @@ def _with_modules(module: nn.Module) -> tuple[Forward, dict[str, nn.Module]] | N
     for given in (frozenset(some) for number in range(most + 1) for some in combinations(optional, number)):
         left_out = {name: value for name, value in _defaults(signature).items() if name not in given}
         # fx raises what the forward does where it meets no tensor: TypeError for range(clip.shape[2]), …
+        before = _attributes(module)
         try:
             traced = _OwnForward(left_out).trace(module)
         except Exception:
+            traced = None
+        # What a forward keeps on its modules a graph would not, and after a trace it is no tensor.
+        if _put_back(before) or traced is None:
             continue
         graphs[given], added = _with_calls(traced, module, len(made))
         made |= added
@@ -114,6 +118,28 @@ def _with_modules(module: nn.Module) -> tuple[Forward, dict[str, nn.Module]] | N
         return own(self, *args, **kwargs) if graph is None else graph(self, *args, **kwargs)
 
     return forward, made
+
+
+def _attributes(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return what the module and those inside it hold, each dictionary with a copy."""
+    held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for one in module.modules():
+        for values in (vars(one), one._buffers, one._parameters, one._modules):
+            held.append((values, dict(values)))
+    return held
+
+
+def _put_back(held: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+    """Give modules what they held; say whether anything had changed."""
+    changed = False
+    for values, before in held:
+        # Where fx puts tensors that a graph holds.
+        before |= {name: value for name, value in values.items() if name.startswith("_tensor_constant")}
+        if values.keys() != before.keys() or any(values[name] is not value for name, value in before.items()):
+            changed = True
+            values.clear()
+            values.update(before)
+    return changed
 
 
 def _defaults(signature: inspect.Signature) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def _inputs(model: nn.Module, stems: list[nn.Module], bound: torch.Tensor | floa
 
     for module, copied in zip(model.modules(), made.modules(), strict=True):
         if module in stems:
-            copied.register_forward_pre_hook(take(module), prepend=True)
+            # Behind hooks of the user's, which may shift what the layer is given.
+            copied.register_forward_pre_hook(take(module))
     with eagerly(), torch.inference_mode(False), torch.no_grad(), suppress(_Enough):
         made(clip)
     return [taken[stem] for stem in stems]

@@ -225,3 +225,118 @@ def test_z_box_in_a_layer_that_does_not_see_the_clip_is_refused():
     with pytest.raises(sr.InputError, match=r"fast: convolution sees the clip, and its rule is not z\^B; gradient"):
         sr.explain(model, noise(model.spec), EpsilonGammaBox(low, high))
     assert len(sr.explain(model, noise(model.spec), EpsilonGammaBox(low, high), strict=False).unseen) == 1
+
+
+class Activated(nn.Conv3d):
+    def forward(self, values):
+        return super().forward(values).relu()
+
+
+class Shifted(nn.Conv3d):
+    def forward(self, values):
+        return super().forward(values) + 0.5
+
+
+class Around(nn.Conv3d):
+    def forward(self, values):
+        return super().forward(values) + values[:, :1]
+
+
+class Rolling(nn.ReLU):
+    def forward(self, values):
+        return super().forward(values).roll(1, 2)
+
+
+class Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -0.5 * gradient
+
+
+class Reverses(Network):
+    def trunk(self, clip):
+        return Reversal.apply(super().trunk(clip))
+
+
+class WritesIntoView(Network):
+    def trunk(self, clip):
+        low = super().trunk(clip)
+        if low.sum() > -1e9:
+            low = low.clone()
+            low[:, :2].exp_()
+        return low
+
+
+class Accumulates(Network):
+    def trunk(self, clip):
+        low = super().trunk(clip)
+        return torch.zeros_like(low).index_put((torch.zeros(len(low), dtype=torch.long),), low, accumulate=True)
+
+
+def with_layer(kind):
+    def build():
+        model = Network()
+        model.conv2.__class__ = kind
+        return model
+
+    return build
+
+
+def with_hook(hook):
+    def build():
+        model = Network()
+        model.conv2.register_forward_hook(hook)
+        return model
+
+    return build
+
+
+def rolling():
+    model = Network()
+    model.relu2 = Rolling()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (with_layer(Activated), "conv2: relu is done inside a layer"),
+        (with_layer(Shifted), "conv2: add is done inside a layer"),
+        (with_layer(Around), "conv2: add is done inside a layer"),
+        (rolling, "relu2: .* is done by a Rolling"),
+        (with_hook(lambda module, args, output: output.roll(1, 2)), "conv2: a hook of the network's own changes"),
+        (Reverses, "the network: Reversal has a derivative of its own"),
+        (WritesIntoView, "WritesIntoView: exp is seen by no rule"),
+        (Accumulates, "Accumulates: index_put is seen by no rule"),
+    ],
+)
+def test_what_a_rule_would_not_run_is_refused(build, sentence):
+    with pytest.raises(sr.InputError, match=sentence):
+        sr.explain(network(build), noise(), "lrp_epsilon_plus")
+
+
+class Keeps(Network):
+    """Keeps a running mean, and what it saw, on itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def trunk(self, clip):
+        low = super().trunk(clip)
+        self.mean = 0.9 * self.mean + 0.1 * low.detach().mean()
+        self.seen = low
+        return self.seen
+
+
+def test_a_forward_that_keeps_things_is_explained_and_keeps_none_of_the_explanations():
+    model = network(Keeps)
+    plain = network(Network)
+    found, expected = (sr.explain(one, noise(), "dtd", 2).relevance for one in (model, plain))
+    np.testing.assert_array_equal(found, expected)
+    assert model.mean == 0
+    assert not hasattr(model, "seen")
