@@ -72,6 +72,8 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # With what the operation made, to tell later whether the logits depend on it.
         self.found: list[tuple[Unseen, list[torch.Tensor]]] = []
         self.on = False
+        # Whether the network looks at values, so that another clip may take another way through it.
+        self.decides = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -146,6 +148,8 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
+        if self.on and name_of(func) in ("_local_scalar_dense", "is_nonzero", "equal"):
+            self.decides = True
         if self.on and torch.is_grad_enabled():
             taken = [value for value in _tensors((args, kwargs)) if value.requires_grad]
             made = [value for value in _tensors(output) if value.is_floating_point()]

@@ -40,7 +40,8 @@ class VideoAttributor(Attributor):
     ``with`` block, where rules and canonizers are in place, and the network itself outside. ``network`` is always the
     network itself. Layers whose weight is computed anew in each run are plain ones in the copy.
 
-    With a composite, the first clip of its shape that an attributor meets is a check: what is explained must have the
+    With a composite, the first clip of its shape that an attributor meets is a check (every clip, where the network
+    decides by values): what is explained must have the
     logits of the network (``same_network``), and every operation that relevance comes through must have a rule or need
     none (``coverage``). Where either fails, InputError says so. With ``strict = False`` what no rule saw is explained
     all the same, and listed in ``unseen`` and in ``info["unseen"]``.
@@ -206,7 +207,8 @@ class VideoAttributor(Attributor):
         self.unseen = unseen
         if unseen:
             self.info["unseen"] = [str(one) for one in unseen]
-        self._met.add((self.strict, _kind(clip), _state(self.network)))
+        if not coverage.decides:
+            self._met.add((self.strict, _kind(clip), _state(self.network)))
 
     @property
     def _rewritten(self) -> bool:

@@ -340,3 +340,17 @@ def test_a_forward_that_keeps_things_is_explained_and_keeps_none_of_the_explanat
     np.testing.assert_array_equal(found, expected)
     assert model.mean == 0
     assert not hasattr(model, "seen")
+
+
+class Branches(Network):
+    def trunk(self, clip):
+        low = super().trunk(clip)
+        return low * low.sigmoid() if clip.mean() > 0 else low
+
+
+def test_every_clip_is_looked_at_where_a_network_decides_by_values():
+    with sr.build_method("dtd", network(Branches)) as attributor:
+        for _ in range(2):
+            attributor(-noise().abs(), sr.one_hot(0, 5).double())
+        with pytest.raises(sr.InputError, match="Branches: sigmoid is seen by no rule"):
+            attributor(noise().abs(), sr.one_hot(0, 5).double())
