@@ -1,9 +1,10 @@
 """Random networks under seven methods, against the slow definition: how many are equal, refused, wrong.
 
-    python benchmarks/random_networks.py [--draws 5000] [--onnx 300] [--seed 0] [--workers 2] [--rows FILE]
-        [--minutes M]
+    python benchmarks/random_networks.py [--draws 5000] [--whole 300] [--onnx 300] [--seed 0] [--workers 2]
+        [--rows FILE] [--minutes M]
 
-The networks, the definition and what counts as equal are those of tests/random_networks. The first ``--onnx`` draws
+The networks, the definition and what counts as equal are those of tests/random_networks. The first ``--whole`` draws
+are held against it under all seven methods, each of the others under one of them in turn. The first ``--onnx`` draws
 are compiled too, for one of the methods in turn, exported and run in ONNX Runtime in float32. Every draw's outcomes are
 a line of FILE (default: out/random_networks.jsonl), which an interrupted run goes on with; a changed package starts it
 anew, unless --keep is given. Writes results/random_networks.json; what was found and mended on the way stays there,
@@ -41,18 +42,19 @@ RESULTS = ROOT / "benchmarks" / "results" / "random_networks.json"
 ROWS = ROOT / "out" / "random_networks.jsonl"
 
 
-def rows_of(job: tuple[int, bool]) -> dict[str, Any]:
+def rows_of(job: tuple[int, bool, bool]) -> dict[str, Any]:
     """Return the outcomes of one draw: {"seed", "kinds", "eager": {method: […]}, "onnx": {method: […]}}."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    seed, onnx = job
+    seed, whole, onnx = job
+    methods = METHODS if whole else METHODS[seed % len(METHODS) :][:1]
     drawn = draw(seed)
     row: dict[str, Any] = {"seed": seed, "kinds": drawn.kinds}
     try:
         definition = define(drawn)
-        row["eager"] = {method: _short(outcome(drawn, definition, method)) for method in METHODS}
+        row["eager"] = {method: _short(outcome(drawn, definition, method)) for method in methods}
     except UndefinedError as error:  # the definition has to be extended
-        return {**row, "eager": {method: ["undefined", None, str(error)] for method in METHODS}}
+        return {**row, "eager": {method: ["undefined", None, str(error)] for method in methods}}
     if onnx:
         with tempfile.TemporaryDirectory() as folder:
             method = METHODS[seed % len(METHODS)]
@@ -144,6 +146,7 @@ def _reason(said: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=5000)
+    parser.add_argument("--whole", type=int, default=300, help="how many of the draws are explained by all methods")
     parser.add_argument("--onnx", type=int, default=300, help="how many of the draws go through ONNX Runtime too")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=2)
@@ -156,7 +159,12 @@ def main() -> None:
     held = held_rows(arguments.rows, code, arguments.keep)
     seeds = range(arguments.seed, arguments.seed + arguments.draws)
     wanted = {seed: seed < arguments.seed + arguments.onnx for seed in seeds}
-    jobs = [(seed, onnx) for seed, onnx in wanted.items() if seed not in held or (onnx and "onnx" not in held[seed])]
+    last_whole = arguments.seed + arguments.whole
+    jobs = [
+        (seed, seed < last_whole, onnx)
+        for seed, onnx in wanted.items()
+        if seed not in held or (onnx and "onnx" not in held[seed])
+    ]
     arguments.rows.parent.mkdir(parents=True, exist_ok=True)
     # Python's own start: a fork of a process that has run torch may hang.
     context = multiprocessing.get_context("spawn")
@@ -170,7 +178,7 @@ def main() -> None:
     rows = [held[seed] for seed in seeds if seed in held]
     before = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else {}
     found = {
-        "what": "networks drawn by seed, seven methods each, against the definition of tests/random_networks",
+        "what": f"networks drawn by seed, {arguments.whole} under seven methods and the rest under one in turn, against the definition of tests/random_networks",
         "machine": machine(),
         "seeds": _ranges([row["seed"] for row in rows]),
         "float64, eager": summary(rows, "eager"),
