@@ -178,7 +178,8 @@ def main() -> None:
     rows = [held[seed] for seed in seeds if seed in held]
     before = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else {}
     found = {
-        "what": f"networks drawn by seed, {arguments.whole} under seven methods and the rest under one in turn, against the definition of tests/random_networks",
+        "what": "networks drawn by seed against the definition of tests/random_networks, the first "
+        f"{arguments.whole} under seven methods and the rest under one in turn",
         "machine": machine(),
         "seeds": _ranges([row["seed"] for row in rows]),
         "float64, eager": summary(rows, "eager"),
