@@ -98,7 +98,8 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for module, rule in self.rules.items():
             for hooks in (module._forward_pre_hooks, module._forward_hooks) if rule is not None else ():
                 for key, hook in list(hooks.items()):
-                    if not _home(hook).startswith(_KNOWN_HOMES):
+                    of_rule = isinstance(getattr(hook, "__self__", None), Hook)  # also of a user's own class
+                    if not of_rule and not _home(hook).startswith(_KNOWN_HOMES):
                         held.append((hooks, key, hook))
                         hooks[key] = self._watched(hook)
         return held
