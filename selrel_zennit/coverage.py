@@ -16,19 +16,16 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from zennit.core import Hook
 from zennit.rules import Pass, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 from .functions import WithConstant
 from .gates import Gate
-from .operations import AVERAGES, MOVES, NORMS, PRODUCTS, RELUS, SHAPES, SUMS, WINNERS, name_of
+from .operations import AVERAGES, MOVES, NORMS, PRODUCTS, RELUS, SHAPES, SUMS, WINNERS, name_of, tensors_in
 
 # Rules that change the gradient at ReLUs alone: what else there is has its gradient, as the method wants.
 GUIDED_RULES = (ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
-
-
 # Whose classes do what the rules for them take them to do.
 _KNOWN_HOMES = ("torch.", "torchvision.", "zennit.", __name__.partition(".")[0] + ".")
 
@@ -65,7 +62,7 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = {module: name or type(model).__name__ for name, module in model.named_modules()}
         self.rules = {module: rule_of(module) for module in self.names}
-        self.guided = any(_is_guided(rule) for rule in self.rules.values())
+        self.guided = any(is_guided(rule) for rule in self.rules.values())
         self.running: list[nn.Module] = []
         self.products: dict[nn.Module, int] = {}
         self.runs: dict[nn.Module, int] = {}
@@ -106,9 +103,9 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _watched(self, hook: Any) -> Any:
         def watched(module: nn.Module, *values: Any) -> Any:
-            versions = [value._version for value in _tensors(values) if not value.is_inference()]
+            versions = [value._version for value in tensors_in(values) if not value.is_inference()]
             result = hook(module, *values)
-            changed = versions != [value._version for value in _tensors(values) if not value.is_inference()]
+            changed = versions != [value._version for value in tensors_in(values) if not value.is_inference()]
             if self.on and torch.is_grad_enabled() and (changed or (result is not None and result is not values[-1])):
                 reason = (
                     "of the network's own changes what it takes or gives, and its rule runs without: make it a module"
@@ -142,7 +139,7 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self.on or rule is None or not isinstance(given, torch.Tensor) or not given.requires_grad:
             return
         self.runs[module] = self.runs.get(module, 0) + 1
-        if self.runs[module] == 2 and not isinstance(rule, Pass) and not _is_guided(rule):
+        if self.runs[module] == 2 and not isinstance(rule, Pass) and not is_guided(rule):
             self._note(module, "runs again", "and its rule knows the last run alone: use a module for each", [given])
 
     def __torch_dispatch__(
@@ -152,8 +149,8 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.on and name_of(func) in ("_local_scalar_dense", "is_nonzero", "equal"):
             self.decides = True
         if self.on and torch.is_grad_enabled():
-            taken = [value for value in _tensors((args, kwargs)) if value.requires_grad]
-            made = [value for value in _tensors(output) if value.is_floating_point()]
+            taken = [value for value in tensors_in((args, kwargs)) if value.requires_grad]
+            made = [value for value in tensors_in(output) if value.is_floating_point()]
             if taken and made:
                 # What writes into a part of a tensor leaves no node of its own to find it by.
                 hidden = func._schema.name.endswith("_") and any(value._is_view() for value in made)
@@ -169,7 +166,7 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (name in MOVES and not accumulates) or name in SHAPES:
             return
         if self.guided:
-            if name in RELUS and _bends(name, args) and not _is_guided(self.rules.get(module)):
+            if name in RELUS and _bends(name, args) and not is_guided(self.rules.get(module)):
                 self._note(
                     module, name, "is a ReLU that no guided rule sees: use nn.ReLU, and call it as a module", made
                 )
@@ -190,7 +187,7 @@ class Coverage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, layer: Any, name: str, args: tuple[Any, ...], taken: list[torch.Tensor], made: list[torch.Tensor]
     ) -> None:
         """Check that a layer with a rule does one product, with the weight that the rule will change."""
-        memory = {value.untyped_storage().data_ptr() for value in _tensors(args)}
+        memory = {value.untyped_storage().data_ptr() for value in tensors_in(args)}
         bias = layer._parameters.get("bias")
         if name in SUMS and len(taken) == 1 and bias is not None and bias.untyped_storage().data_ptr() in memory:
             return  # where the product does not take it along
@@ -230,7 +227,8 @@ def _reason(name: str, tensors: int) -> str:
     return "is seen by no rule, so that relevance takes its gradient there: use a module that the method has a rule for"
 
 
-def _is_guided(rule: Hook | None) -> bool:
+def is_guided(rule: Hook | None) -> bool:
+    """Say whether a rule changes the gradient at ReLUs, and hands on no relevance that a sum could share."""
     return isinstance(rule, GUIDED_RULES) or getattr(rule, "guided", False)
 
 
@@ -262,10 +260,6 @@ def _own_functions(reached: set[Any]) -> list[Unseen]:
     own = sorted(kind.__name__ for kind in kinds if kind and not kind.__module__.startswith(_KNOWN_HOMES))
     reason = "has a derivative of its own, which is no rule: use torch's functions and modules"
     return [Unseen(name, "the network", reason) for name in own]
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def _reached(logits: torch.Tensor) -> set[Any]:

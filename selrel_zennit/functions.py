@@ -80,36 +80,28 @@ class ResidualSum(nn.Module):
         return self.sum(torch.stack([first.expand(shape), second.expand(shape)], dim=-1))
 
 
-class Average(nn.AdaptiveAvgPool3d):
+class _Function(nn.Module):
+    """A function of one value, with its other arguments."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self.function, self.arguments, self.options = function, arguments, options
+
+    def forward(self, input: Any) -> Any:
+        """Return what the function does."""
+        return self.function(input, *self.arguments, **self.options)
+
+    def extra_repr(self) -> str:
+        """Name the function."""
+        return str(getattr(self.function, "__name__", self.function))
+
+
+class Average(_Function, nn.AdaptiveAvgPool3d):
     """An average or a sum as a function computes it; its type is one that composites share relevance in."""
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        nn.Module.__init__(self)
-        self.function, self.arguments, self.options = function, arguments, options
 
-    def forward(self, input: Any) -> Any:
-        """Return what the function does."""
-        return self.function(input, *self.arguments, **self.options)
-
-    def extra_repr(self) -> str:
-        """Name the function."""
-        return str(getattr(self.function, "__name__", self.function))
-
-
-class Elementwise(nn.Softplus):
+class Elementwise(_Function, nn.Softplus):
     """A function of each value, or of each value and a constant; its type is one whose relevance composites pass on."""
-
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        nn.Module.__init__(self)
-        self.function, self.arguments, self.options = function, arguments, options
-
-    def forward(self, input: Any) -> Any:
-        """Return what the function does."""
-        return self.function(input, *self.arguments, **self.options)
-
-    def extra_repr(self) -> str:
-        """Name the function."""
-        return str(getattr(self.function, "__name__", self.function))
 
 
 class WithConstant(Elementwise):

@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_leaves
 from zennit.attribution import Attributor, IntegratedGradients, Occlusion, SmoothGrad
 from zennit.core import Hook
 from zennit.rules import Pass
 from zennit.types import BatchNorm, Linear
 
 from .attribution import METHODS, Contrastive, ExcitationBackprop, GradientXInput, one_hot
+from .attribution.completion import mapped_rules
 from .attribution.fit import check_devices, check_mode
 from .attribution.foreign import Adapted, Method, as_attributor
-from .attribution.guided import GuidedReLU
 from .attribution.provenance import label
 from .clip import ClipSpec
 from .composites import DTD
-from .coverage import GUIDED_RULES, rule_of
+from .coverage import is_guided, rule_of
 from .errors import InputError
 from .lint_watch import PROBABILITIES, Finding, Flow, Watch
 from .network_output import only_logits
+from .operations import tensors_in
 
 THRESHOLD = 0.01
 
@@ -92,7 +92,7 @@ def lint(
         raise InputError(f"threshold is a share of the relevance and must lie in (0, 1), got {threshold!r}")
     attributor = as_attributor(method, model, options, clip)
     name = label(attributor.info)
-    _check_method(attributor, model, name)
+    _check_method(attributor, name)
     clip = _noise(model) if clip is None else clip
 
     check_mode(model)
@@ -130,19 +130,15 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        taken = _tensors((args, kwargs))
+        taken = tensors_in((args, kwargs))
         clip_in = [value for value in taken if value.requires_grad]
         versions = [None if value.is_inference() else value._version for value in taken]
         output = func(*args, **(kwargs or {}))
         changed = [
             value for value, old in zip(taken, versions, strict=True) if old is not None and value._version != old
         ]
-        self.watch.call(_short(func), clip_in, changed, _tensors(output))
+        self.watch.call(_short(func), clip_in, changed, tensors_in(output))
         return output
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def _short(func: Any) -> str:
@@ -151,12 +147,13 @@ def _short(func: Any) -> str:
     return name.strip("_") if name.startswith("__") else name
 
 
-def _check_method(attributor: Attributor, model: nn.Module, name: str) -> None:
+def _check_method(attributor: Attributor, name: str) -> None:
     """Raise InputError for an attributor whose relevance is not what its composite's rules conserve."""
     known = METHODS.get(name)
     inner = attributor.inner if isinstance(attributor, Adapted) else attributor
     conserves = attributor.composite is not None and not isinstance(inner, _OTHER_ATTRIBUTORS)
-    if (known is not None and not known.rules) or not conserves or _changes_gradients(attributor, model):
+    guided = conserves and any(is_guided(rule) for _, rule in mapped_rules(attributor.composite))
+    if (known is not None and not known.rules) or not conserves or guided:
         takes = [key for key, entry in METHODS.items() if entry.rules and key != "dtd_contrastive"]
         raise InputError(f"{name} places no rules that conserve relevance: lint takes {', '.join(takes)}")
     if isinstance(attributor, Contrastive):
@@ -166,12 +163,6 @@ def _check_method(attributor: Attributor, model: nn.Module, name: str) -> None:
         option = next((key for key, given in options.items() if given), None)
         if option is not None:
             raise InputError(f"{name} with {option} does not end with all of the relevance: lint it without {option}")
-
-
-def _changes_gradients(attributor: Attributor, model: nn.Module) -> bool:
-    composite = attributor.composite
-    rules = [hook for _, hook in getattr(composite, "layer_map", [])]
-    return any(isinstance(rule, (*GUIDED_RULES, GuidedReLU)) for rule in rules)
 
 
 @contextmanager

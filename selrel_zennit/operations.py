@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from .plain_layers import PRODUCTS
+import torch
+from torch.utils._pytree import tree_leaves
+
+# What multiplies by weights.
+PRODUCTS = frozenset({"convolution", "_convolution", "mkldnn_convolution", "addmm", "mm", "bmm", "matmul", "linear"})
 
 
 def name_of(func: Any) -> str:
     """Return the plain name of an operation: ``add`` for aten::add_.Tensor."""
     name: str = func._schema.name.rpartition("::")[2]
     return name.removesuffix("_") if not name.endswith("__") else name
+
+
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """Return the tensors among nested arguments or outputs."""
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def _ranks(*names: str) -> frozenset[str]:
@@ -62,16 +71,3 @@ NORMS = frozenset(
     ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_no_update")
 )
 RELUS = frozenset(("relu", "clamp_min", "threshold", "hardtanh", "clamp"))
-
-__all__ = [
-    "AVERAGES",
-    "MOVES",
-    "NORMS",
-    "PRODUCTS",
-    "RELUS",
-    "SCALES",
-    "SHAPES",
-    "SUMS",
-    "WINNERS",
-    "name_of",
-]

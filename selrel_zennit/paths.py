@@ -9,12 +9,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from zennit.types import Linear
 
 from .dry_run import dry_run
 from .errors import InputError
-from .operations import AVERAGES, MOVES, NORMS, PRODUCTS, SCALES, SHAPES, SUMS, name_of
+from .operations import AVERAGES, MOVES, NORMS, PRODUCTS, SCALES, SHAPES, SUMS, name_of, tensors_in
 from .text import close_names
 
 
@@ -113,13 +112,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        made = _tensors(output)
+        made = tensors_in(output)
         if not self.started:
             # The first tensor that is made is the clip itself.
             self._say(made, _Seen(raw=True))
             self.started = bool(made)
             return output
-        known = [self._of(value) for value in _tensors((args, kwargs))]
+        known = [self._of(value) for value in tensors_in((args, kwargs))]
         taken = [one for one in known if one is not None]
         name = name_of(func)
         if taken and name not in SHAPES:
@@ -136,7 +135,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def note(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module is self.model:
-            ends = [seen for seen in map(self._of, _tensors(output)) if seen is not None]
+            ends = [seen for seen in map(self._of, tensors_in(output)) if seen is not None]
             self.heads = tuple(dict.fromkeys(layer for end in ends for layer in end.layers))
         if isinstance(module, Linear) and args and isinstance(args[0], torch.Tensor):
             taken = self._of(args[0])
@@ -156,10 +155,6 @@ def _behind(name: str, taken: list[_Seen]) -> _Seen:
     passing = name in MOVES or name in AVERAGES or name in SUMS or name in NORMS
     scaled = name in SCALES and len(taken) == 1
     return _Seen(raw=(passing or scaled) and all(one.raw for one in taken), layers=layers)
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def _memory(value: torch.Tensor) -> int:

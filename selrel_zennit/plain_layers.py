@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from zennit.types import BatchNorm, Linear
 
-PRODUCTS = frozenset({"convolution", "_convolution", "mkldnn_convolution", "addmm", "mm", "bmm", "matmul", "linear"})
+from .operations import PRODUCTS, name_of
+
 _CONFIGURATION = (
     "in_channels",
     "out_channels",
@@ -119,7 +120,7 @@ class _Operands(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = func._schema.name.removeprefix("aten::")
+        name = name_of(func)
         if name in ("convolution", "_convolution", "mkldnn_convolution", "linear"):
             self.found.append((args[1], args[2] if len(args) > 2 else None))
         elif name == "addmm":

@@ -88,3 +88,37 @@ def assert_dtd(model, clip, plain, plain_clip=None, spec=SPEC):
     assert expected.sum() > 0.9
     assert np.linalg.norm(explanation.relevance[0] - expected) <= 1e-6 * np.linalg.norm(expected)
     assert explanation.unseen == ()
+
+
+def with_statistics(norm, seed):
+    generator = torch.Generator().manual_seed(seed)
+    norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) * 0.3)
+    norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
+    norm.weight.data = torch.randn(norm.weight.shape, generator=generator, dtype=torch.float64)
+    norm.bias.data = torch.randn(norm.bias.shape, generator=generator, dtype=torch.float64) * 0.2
+    norm.weight.data[0] = 0  # a dead channel, as network slimming leaves them
+    norm.weight.data[1] = 1e-39
+
+
+class Normed(Network):
+    def __init__(self, norm=nn.BatchNorm3d):
+        super().__init__()
+        self.norm1, self.norm2 = norm(4), norm(6)
+
+    def trunk(self, clip):
+        return self.relu2(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(clip))))))
+
+
+class Context(Network):
+    """[B,C,T,H,W] + [B,C,1,1,1], as global context blocks add."""
+
+    expanded = False
+
+    def __init__(self):
+        super().__init__()
+        self.context = nn.AdaptiveAvgPool3d(1)
+
+    def trunk(self, clip):
+        low = super().trunk(clip)
+        around = self.context(low)
+        return low + (around.expand_as(low) if self.expanded else around)

@@ -41,10 +41,9 @@ class VideoAttributor(Attributor):
     network itself. Layers whose weight is computed anew in each run are plain ones in the copy.
 
     With a composite, the first clip of its shape that an attributor meets is a check (every clip, where the network
-    decides by values): what is explained must have the
-    logits of the network (``same_network``), and every operation that relevance comes through must have a rule or need
-    none (``coverage``). Where either fails, InputError says so. With ``strict = False`` what no rule saw is explained
-    all the same, and listed in ``unseen`` and in ``info["unseen"]``.
+    decides by values): what is explained must have the logits of the network (``same_network``), and every operation
+    that relevance comes through must have a rule or need none (``coverage``). Where either fails, InputError says so.
+    With ``strict = False`` what no rule saw is explained all the same, and listed in ``unseen`` and ``info["unseen"]``.
 
     ``composite`` is any of Zennit's; what it lacks on video networks is added, see Completed.
 
@@ -177,7 +176,7 @@ class VideoAttributor(Attributor):
         """Return what watches the first clip of its kind; None for later ones, and where there are no rules."""
         if self.composite is None or _get_current_dispatch_mode() is not None:
             return None
-        if (self.strict, _kind(clip), _state(self.network)) in self._met:
+        if self._meeting_key(clip) in self._met:
             return None
         return Coverage(self.model)
 
@@ -208,7 +207,11 @@ class VideoAttributor(Attributor):
         if unseen:
             self.info["unseen"] = [str(one) for one in unseen]
         if not coverage.decides:
-            self._met.add((self.strict, _kind(clip), _state(self.network)))
+            self._met.add(self._meeting_key(clip))
+
+    def _meeting_key(self, clip: torch.Tensor) -> Any:
+        """Return what a check holds for: the kind of clip, and the numbers of the network."""
+        return self.strict, tuple(clip.shape), clip.dtype, clip.device, _state(self.network)
 
     @property
     def _rewritten(self) -> bool:
@@ -217,10 +220,6 @@ class VideoAttributor(Attributor):
         return bool(self._plain) or any(
             isinstance(one, Canonizer) and getattr(one, "rewrites", True) for one in handles
         )
-
-
-def _kind(clip: torch.Tensor) -> tuple[Any, ...]:
-    return tuple(clip.shape), clip.dtype, clip.device
 
 
 def _state(model: nn.Module) -> int:

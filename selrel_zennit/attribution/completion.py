@@ -11,15 +11,13 @@ from zennit.canonizers import Canonizer, CompositeCanonizer, MergeBatchNorm
 from zennit.composites import LayerMapComposite, MixedComposite, NameMapComposite
 from zennit.core import Composite
 from zennit.layer import Sum
-from zennit.rules import Norm, Pass, ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
+from zennit.rules import Norm, Pass
 from zennit.types import BatchNorm
 
 from ..canonizers import VideoCanonizer
+from ..coverage import is_guided
 from ..errors import InputError
 from ..text import close_names
-
-# Rules that change a gradient, and hand on no relevance that a sum could share.
-_GRADIENTS = (ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop)
 
 
 class Completed(MixedComposite):
@@ -79,20 +77,20 @@ def completed(composite: Composite, shape: tuple[int, ...] | None = None) -> Com
 
 def _guided(composite: Composite) -> bool:
     """Say whether all that a composite has is rules for gradients; one that is a function has others."""
-    rules = list(_rules(composite))
-    return bool(rules) and all(isinstance(rule, _GRADIENTS) or getattr(rule, "guided", False) for _, rule in rules)
+    rules = list(mapped_rules(composite))
+    return bool(rules) and all(is_guided(rule) for _, rule in rules)
 
 
-def _rules(composite: Composite) -> Iterator[tuple[Any, Any]]:
+def mapped_rules(composite: Composite) -> Iterator[tuple[Any, Any]]:
     """Yield what a composite maps to its rules, and the rules."""
     for name in ("first_map", "layer_map", "name_map"):
         yield from getattr(composite, name, None) or ()
     for one in getattr(composite, "composites", ()):
-        yield from _rules(one)
+        yield from mapped_rules(one)
 
 
 def _types(composite: Composite) -> list[Any]:
-    return [types for types, _ in _rules(composite) if not isinstance(types, list | str)]
+    return [types for types, _ in mapped_rules(composite) if not isinstance(types, list | str)]
 
 
 def _all_canonizers(composite: Composite) -> Iterator[Canonizer]:

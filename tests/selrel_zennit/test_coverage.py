@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from zennit.composites import EpsilonGammaBox, NameMapComposite
 
 import selrel_zennit as sr
-from by_hand import MEAN, RAW, SCALED, SPEC, STD, Network, assert_dtd, bounds, network, noise, z_box
+from by_hand import MEAN, RAW, SCALED, SPEC, STD, Context, Network, assert_dtd, bounds, network, noise, z_box
 from selrel_zennit.attribution import Gradient
 from selrel_zennit.paths import paths_of
 
@@ -111,21 +111,6 @@ class Adaptive(Network):
 @pytest.mark.parametrize("build", [Functions, Adaptive])
 def test_functions_are_modules_to_rules(build):
     assert_dtd(network(build), noise(), network(Network))
-
-
-class Context(Network):
-    """[B,C,T,H,W] + [B,C,1,1,1], as global context blocks add."""
-
-    expanded = False
-
-    def __init__(self):
-        super().__init__()
-        self.context = nn.AdaptiveAvgPool3d(1)
-
-    def trunk(self, clip):
-        low = super().trunk(clip)
-        around = self.context(low)
-        return low + (around.expand_as(low) if self.expanded else around)
 
 
 def test_a_sum_that_broadcasts_shares_as_one_that_does_not():

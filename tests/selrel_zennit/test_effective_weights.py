@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import selrel_zennit as sr
-from by_hand import Network, assert_dtd, network, noise
+from by_hand import Network, Normed, assert_dtd, network, noise, with_statistics
 from selrel_zennit.copying import own_copy
 from selrel_zennit.plain_layers import make_layers_plain
 
@@ -97,16 +97,6 @@ def test_a_layer_that_pads_is_left_and_one_that_scales_is_refused():
 # --- batch norms ---
 
 
-def with_statistics(norm, seed):
-    generator = torch.Generator().manual_seed(seed)
-    norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) * 0.3)
-    norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
-    norm.weight.data = torch.randn(norm.weight.shape, generator=generator, dtype=torch.float64)
-    norm.bias.data = torch.randn(norm.bias.shape, generator=generator, dtype=torch.float64) * 0.2
-    norm.weight.data[0] = 0  # a dead channel, as network slimming leaves them
-    norm.weight.data[1] = 1e-39
-
-
 class Frozen(nn.Module):
     """A batch norm as detectors have it: buffers, and a forward of its own."""
 
@@ -119,15 +109,6 @@ class Frozen(nn.Module):
         shape = (1, -1, 1, 1, 1)
         scale = self.weight.view(shape) * (self.running_var.view(shape) + 1e-5).rsqrt()
         return values * scale + (self.bias.view(shape) - self.running_mean.view(shape) * scale)
-
-
-class Normed(Network):
-    def __init__(self, norm=nn.BatchNorm3d):
-        super().__init__()
-        self.norm1, self.norm2 = norm(4), norm(6)
-
-    def trunk(self, clip):
-        return self.relu2(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(clip))))))
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm3d, nn.SyncBatchNorm, Frozen])

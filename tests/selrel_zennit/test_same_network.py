@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import selrel_zennit as sr
-from by_hand import SPEC, Network, network, noise
+from by_hand import SPEC, Context, Network, Normed, network, noise, with_statistics
 from selrel_deploy import compile_explanation
 from selrel_zennit.attribution import Gradient
 from selrel_zennit.canonizers import BatchNormCanonizer, VideoCanonizer
@@ -17,41 +17,6 @@ from selrel_zennit.copying import own_copy
 from selrel_zennit.linter import lint
 from selrel_zennit.pipeline import explain_video
 from selrel_zennit.same_network import difference, first_deviation
-
-
-def with_statistics(norm, seed):
-    generator = torch.Generator().manual_seed(seed)
-    norm.running_mean.copy_(torch.randn(norm.running_mean.shape, generator=generator) * 0.3)
-    norm.running_var.copy_(torch.rand(norm.running_var.shape, generator=generator) + 0.5)
-    norm.weight.data = torch.randn(norm.weight.shape, generator=generator, dtype=torch.float64)
-    norm.bias.data = torch.randn(norm.bias.shape, generator=generator, dtype=torch.float64) * 0.2
-    norm.weight.data[0] = 0  # a dead channel, as network slimming leaves them
-    norm.weight.data[1] = 1e-39
-
-
-class Normed(Network):
-    def __init__(self, norm=nn.BatchNorm3d):
-        super().__init__()
-        self.norm1, self.norm2 = norm(4), norm(6)
-
-    def trunk(self, clip):
-        return self.relu2(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(clip))))))
-
-
-class Context(Network):
-    """[B,C,T,H,W] + [B,C,1,1,1], as global context blocks add."""
-
-    expanded = False
-
-    def __init__(self):
-        super().__init__()
-        self.context = nn.AdaptiveAvgPool3d(1)
-
-    def trunk(self, clip):
-        low = super().trunk(clip)
-        around = self.context(low)
-        return low + (around.expand_as(low) if self.expanded else around)
-
 
 # --- the check itself ---
 
