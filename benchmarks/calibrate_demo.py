@@ -1,4 +1,4 @@
-"""Calibrate the demo model with every method: selrel_zennit/calibrations/demo/METHOD.json, and a table of the rates.
+"""Calibrate the demo model with every method, selrel_zennit/calibration/shipped/demo/METHOD.json, and a table of rates.
 
     python benchmarks/calibrate_demo.py [--methods NAME ...] [--share 1.0] [--threads N]
 
@@ -23,10 +23,10 @@ from torch import nn
 from tqdm import tqdm
 
 import selrel_zennit as sr
-from selrel_zennit.calibration import ALPHAS
-from selrel_zennit.stills import synthetic_stills
+from selrel_zennit.calibration.stills import synthetic_stills
+from selrel_zennit.calibration.thresholds import ALPHAS
 
-CALIBRATIONS = Path(sr.__file__).parent / "calibrations" / "demo"
+CALIBRATIONS = Path(sr.__file__).parent / "calibration" / "shipped" / "demo"
 RESULTS = Path(__file__).parent / "results" / "calibration.json"
 
 # Forward passes per method, shared out over its clips, and the fewest and most clips to make thresholds from.

@@ -22,9 +22,11 @@ from machine import PACKAGES, machine, write_json
 from real_clips import certificate_clips, golden_clip
 
 import selrel_zennit as sr
-from selrel_deploy import compile_explanation, engine_lint, export, open_runner, read_artifact
-from selrel_deploy.parity import certify
-from selrel_deploy.zennit_reference import zennit_reference
+from selrel_deploy import compile_explanation, open_runner, read_artifact
+from selrel_deploy.artifact import export
+from selrel_deploy.parity.certify import certify
+from selrel_deploy.parity.zennit_reference import zennit_reference
+from selrel_deploy.runners.tensorrt import engine_lint
 from selrel_zennit.attribution import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "compiled_methods.json"

@@ -26,7 +26,8 @@ from machine import HUGE, machine, with_pages, write_json
 from methods_cost import clip_for
 
 import selrel_zennit as sr
-from selrel_deploy import compile_explanation, export, open_runner
+from selrel_deploy import compile_explanation, open_runner
+from selrel_deploy.artifact import export
 from selrel_deploy.bench.conditions import huge_pages
 from selrel_deploy.bench.plain import run_alone
 

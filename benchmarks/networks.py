@@ -30,11 +30,13 @@ from tables import built
 from torch import nn
 
 import selrel_zennit as sr
-from selrel_deploy import compile_explanation, engine_lint, export, open_runner, read_artifact
+from selrel_deploy import compile_explanation, open_runner, read_artifact
+from selrel_deploy.artifact import export
 from selrel_deploy.bench.plain import run_alone
-from selrel_deploy.parity import certify
-from selrel_deploy.zennit_reference import zennit_reference
-from selrel_zennit.linter import lint
+from selrel_deploy.parity.certify import certify
+from selrel_deploy.parity.zennit_reference import zennit_reference
+from selrel_deploy.runners.tensorrt import engine_lint
+from selrel_zennit.lint.linter import lint
 
 RESULTS = Path(__file__).parent / "results" / "networks.json"
 METHODS = (*RULES, "guided_backprop", "gradcam", "guided_gradcam")

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 import selrel_zennit as sr
 from selrel_zennit import metrics
-from selrel_zennit.calibration import ALPHAS, Calibration
+from selrel_zennit.calibration.thresholds import ALPHAS, Calibration
 from selrel_zennit.comparison import cosine, mask_iou, runner_up
 from selrel_zennit.metrics import planted as planted_metrics
 from selrel_zennit.synthetic import GENERATOR_VERSION, SyntheticSpec, frozen, make_clip

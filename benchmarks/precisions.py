@@ -29,9 +29,9 @@ from real_clips import CLIPS, clip_of
 import selrel_zennit as sr
 from selrel_deploy import compile_explanation
 from selrel_deploy.bench.plain import outputs_alone
-from selrel_deploy.memory import keep_freed_memory
 from selrel_deploy.precisions import PRECISIONS
-from selrel_deploy.runners.inductor import compile_frozen
+from selrel_deploy.runners.memory import keep_freed_memory
+from selrel_deploy.runners.torch.inductor import compile_frozen
 
 RESULTS = Path(__file__).parent / "results" / "precisions.json"
 # Processors without fp16 arithmetic compute it in float32: its accuracy counts, and its time says nothing.

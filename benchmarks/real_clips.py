@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 import selrel_zennit as sr
-from selrel_deploy.certificate_clips import synthetic_clips, video_clips
+from selrel_deploy.parity.clips import synthetic_clips, video_clips
 
 CLIPS = ("arm_wrestling.mp4", "pool_cleaning.mp4", "v_CricketShot_g04_c01_rgb.gif")
 

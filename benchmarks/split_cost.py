@@ -25,8 +25,9 @@ from machine import PACKAGES, machine, write_json
 from methods_cost import clip_for
 
 import selrel_zennit as sr
-from selrel_deploy import compile_explanation, export, read_artifact
-from selrel_deploy.onnx_file import OPSET
+from selrel_deploy import compile_explanation, read_artifact
+from selrel_deploy.artifact import export
+from selrel_deploy.artifact.onnx_file import OPSET
 
 RESULTS = Path(__file__).parent / "results" / "split_cost.json"
 _CPU = ["CPUExecutionProvider"]

@@ -30,7 +30,7 @@ import selrel_zennit as sr
 from selrel_deploy import compile_explanation, open_runner
 from selrel_deploy.bench.reference import Remembered, ZennitExplains
 from selrel_deploy.bench.report import parity_figures
-from selrel_deploy.parity import certify
+from selrel_deploy.parity.certify import certify
 from selrel_zennit import metrics
 from selrel_zennit.synthetic import GENERATOR_VERSION, SyntheticSpec, make_clip
 

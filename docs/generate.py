@@ -54,7 +54,7 @@ def methods() -> str:
 
 def presets() -> str:
     """Return the table of the selection's presets."""
-    from selrel_zennit.selection import PRESETS
+    from selrel_zennit.selection.selections import PRESETS
 
     return _table(("preset", "what it is"), [(f"`{name}`", preset.summary) for name, preset in PRESETS.items()])
 

@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from .attribution import build_method as build_method
     from .attribution import one_hot as one_hot
     from .attribution import register_method as register_method
-    from .calibration import Calibration as Calibration
-    from .calibration import calibrate as calibrate
-    from .clip import ClipSpec as ClipSpec
+    from .calibration.thresholds import Calibration as Calibration
+    from .calibration.thresholds import calibrate as calibrate
+    from .clips.spec import ClipSpec as ClipSpec
+    from .clips.video import iter_frames as iter_frames
+    from .clips.video import read_frames as read_frames
     from .comparison import Versus as Versus
     from .comparison import versus as versus
     from .errors import InputError as InputError
@@ -20,31 +22,29 @@ if TYPE_CHECKING:
     from .models import load_model as load_model
     from .models import register_model as register_model
     from .pipeline import explain as explain
-    from .selection import CalibratedSelection as CalibratedSelection
-    from .selection import MotionSelection as MotionSelection
-    from .selection import Selective as Selective
-    from .video import iter_frames as iter_frames
-    from .video import read_frames as read_frames
+    from .selection.selections import CalibratedSelection as CalibratedSelection
+    from .selection.selections import MotionSelection as MotionSelection
+    from .selection.selections import Selective as Selective
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "CalibratedSelection": "selection",
-    "Calibration": "calibration",
-    "ClipSpec": "clip",
+    "CalibratedSelection": "selection.selections",
+    "Calibration": "calibration.thresholds",
+    "ClipSpec": "clips.spec",
     "Explanation": "explanation",
     "InputError": "errors",
     "METHODS": "attribution",
     "MODELS": "models",
-    "MotionSelection": "selection",
-    "Selective": "selection",
+    "MotionSelection": "selection.selections",
+    "Selective": "selection.selections",
     "build_method": "attribution",
-    "calibrate": "calibration",
+    "calibrate": "calibration.thresholds",
     "explain": "pipeline",
-    "iter_frames": "video",
+    "iter_frames": "clips.video",
     "load_model": "models",
     "one_hot": "attribution",
-    "read_frames": "video",
+    "read_frames": "clips.video",
     "register_method": "attribution",
     "register_model": "models",
     "versus": "comparison",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .attribution.foreign import Method
     from .attribution.target import Target
-    from .selection import Selection
+    from .selection.selections import Selection
 
 RUNNER_UP = "runner-up"
 

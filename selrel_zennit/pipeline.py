@@ -17,14 +17,14 @@ from .attribution import one_hot, resolve_target
 from .attribution.faults import named_faults
 from .attribution.foreign import Method, as_attributor
 from .attribution.target import Target
-from .clip import ClipSpec, Frames
-from .cutting import CutClip, cut, describe_source, freeze
+from .clips.cutting import CutClip, cut, describe_source, freeze
+from .clips.spec import ClipSpec, Frames
 from .errors import InputError
 from .explanation import Explanation, MotionShare, joined
-from .network_kinds import refuse_programs
-from .network_output import checked_logits, logits_of
-from .outputs import ClipExplanations
-from .selection import CalibratedSelection, MotionSelection, Selection
+from .network.kinds import refuse_programs
+from .network.output import checked_logits, logits_of
+from .outputs.files import ClipExplanations
+from .selection.selections import CalibratedSelection, MotionSelection, Selection
 
 Seconds = dict[str, float]
 

@@ -1,4 +1,4 @@
-"""Rules that Zennit lacks: max pools that share relevance, and the contrast of a class layer."""
+"""Rules that Zennit lacks: max pools that share relevance, the contrast of a class layer, attention."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from zennit.core import BasicHook, Hook, Stabilizer
 from zennit.rules import ClampMod, zero_bias
@@ -113,3 +113,83 @@ def _mean_of_fixed_windows(
         end = (size[axis] - 1) * stride[axis] + kernel[axis]
         edges += [padding[axis], max(end - padding[axis] - values.shape[axis - len(size)], 0)]
     return average(functional.pad(values, edges), kernel, stride)
+
+
+class BilinearEpsilon(Hook):
+    """ε-rule for a product of two matrices O = A·V: half of the relevance goes to each factor.
+
+    R(A)_ji = Σ_p A_ji V_ip R_jp ÷ (2 O_jp + ε), and so for V. What is added to the product and linear in A alone hands
+    its whole share to A; a constant keeps its share, as a bias does, or with ``zero_params="bias"`` has none.
+
+    Source: Achtibat et al. 2024.
+    """
+
+    def __init__(self, epsilon: Any = 1e-6, zero_params: Any = None) -> None:
+        super().__init__()
+        self.epsilon, self.zero_params = epsilon, zero_params
+        self.stabilizer = Stabilizer.ensure(epsilon)
+
+    def forward(self, module: Any, input: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep the factors, and what is added to their product."""
+        self.stored_tensors["first"], self.stored_tensors["second"] = input
+        self.stored_tensors["output"] = output.detach()
+        self.stored_tensors["added"] = module.added
+
+    def backward(self, module: Any, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Return the relevance of both factors."""
+        added = self.stored_tensors["added"]
+        with torch.enable_grad():
+            first, second = (self.stored_tensors[name].detach().requires_grad_() for name in ("first", "second"))
+            product = module.product(first, second)
+            terms = [product] if added is None else [product, added(first)]
+            with_bias = "bias" not in (self.zero_params or ())
+            output = self.stored_tensors["output"] if with_bias else sum(term.detach() for term in terms)
+            share = grad_output[0] / self.stabilizer(2 * output)
+            gradients = torch.autograd.grad(terms, (first, second), [share, 2 * share][: len(terms)])
+        return first.detach() * gradients[0], second.detach() * gradients[1]
+
+    def copy(self) -> BilinearEpsilon:
+        """Return one like this for another module."""
+        return BilinearEpsilon(self.epsilon, self.zero_params)
+
+
+class SoftmaxTaylor(Hook):
+    """Softmax by its first-order Taylor expansion: R_i = x_i (R_i − s_i Σ_j R_j).
+
+    Source: Achtibat et al. 2024.
+    """
+
+    def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep scores and weights."""
+        self.stored_tensors["scores"], self.stored_tensors["weights"] = input[0].detach(), output.detach()
+
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor]:
+        """Return the relevance of the scores."""
+        scores, weights = self.stored_tensors["scores"], self.stored_tensors["weights"]
+        relevance = grad_output[0]
+        return (scores * (relevance - weights * relevance.sum(-1, keepdim=True)),)
+
+
+class SumByMagnitude(Hook):
+    """Rule for zennit.layer.Sum: each summand's share is its magnitude, R_i = R |x_i| ÷ Σ_k |x_k|.
+
+    The ε-rule shares by x_i ÷ Σ_k x_k, which grows without bound where summands cancel. Equal shares where all are 0.
+    """
+
+    def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep the summands."""
+        self.stored_tensors["summands"] = input[0].detach()
+
+    def backward(self, module: Any, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor]:
+        """Return the relevance of the summands."""
+        size = self.stored_tensors["summands"].abs()
+        size = torch.where(size.amax(module.dim, keepdim=True) > 0, size, 1.0)
+        return (size / size.sum(module.dim, keepdim=True) * grad_output[0].unsqueeze(module.dim),)
+
+
+class ClassToken(Hook):
+    """A class token, put before the others, keeps the relevance that reaches it: it is a parameter, as a bias is."""
+
+    def backward(self, module: nn.Module, grad_input: Any, grad_output: Any) -> Any:
+        """Return the relevance of the other tokens."""
+        return tuple(grad_input)

@@ -12,11 +12,11 @@ from zennit.core import Hook
 from zennit.rules import AlphaBeta, Gamma, ZBox, ZPlus
 from zennit.types import Convolution
 
-from .copying import own_copy
-from .coverage import Unseen, rule_of
 from .errors import InputError
-from .network_kinds import eagerly
-from .paths import paths_of
+from .network.copying import own_copy
+from .network.coverage import Unseen, rule_of
+from .network.kinds import eagerly
+from .network.paths import paths_of
 
 Box = tuple[torch.Tensor, torch.Tensor]
 

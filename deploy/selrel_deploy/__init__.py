@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING
 from selrel_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .artifact import Artifact as Artifact
-    from .artifact import read_artifact as read_artifact
+    from .artifact.export import export as export
+    from .artifact.format import Artifact as Artifact
+    from .artifact.format import read_artifact as read_artifact
     from .compiler import ExplanationGraph as ExplanationGraph
     from .compiler import compile_explanation as compile_explanation
-    from .export import export as export
     from .runners import open_runner as open_runner
 
 _NAMES = {
-    "Artifact": "artifact",
+    "Artifact": "artifact.format",
     "ExplanationGraph": "compiler",
     "compile_explanation": "compiler",
-    "export": "export",
+    "export": "artifact.export",
     "open_runner": "runners",
-    "read_artifact": "artifact",
+    "read_artifact": "artifact.format",
 }
 
 __all__ = sorted(_NAMES)

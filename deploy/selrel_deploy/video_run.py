@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from selrel_zennit.clip import ClipSpec, Frames
-from selrel_zennit.cutting import CutClip, cut, describe_source, freeze
+from selrel_zennit.clips.cutting import CutClip, cut, describe_source, freeze
+from selrel_zennit.clips.spec import ClipSpec, Frames
 from selrel_zennit.errors import InputError
 from selrel_zennit.explanation import Explanation, MotionShare, joined
-from selrel_zennit.outputs import ClipExplanations
+from selrel_zennit.outputs.files import ClipExplanations
 
 from .runners.base import Clip, Runner
 

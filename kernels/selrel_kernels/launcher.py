@@ -13,17 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import cubins
-from .plan import (
-    CALIBRATED,
-    SUFFIXES,
-    KernelUnavailable,
-    Limits,
-    Plan,
-    arguments,
-    as_five,
-    plan_cluster,
-    plan_launches,
-)
+from .plan import CALIBRATED, SUFFIXES, KernelUnavailable, Limits, Plan, arguments, as_five, plan_cluster, plan_launches
 
 VARIANTS = ("two launches", "cluster")
 OLDEST_ARCH = 75  # of what NVRTC of CUDA 13 can compile for

@@ -9,20 +9,20 @@ from selrel_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .base import VideoAttributor as VideoAttributor
-    from .cam import GradCAM as GradCAM
-    from .cam import GuidedGradCAM as GuidedGradCAM
     from .completion import Completed as Completed
-    from .control import RandomRelevance as RandomRelevance
-    from .excitation import ExcitationBackprop as ExcitationBackprop
     from .foreign import Adapted as Adapted
     from .foreign import as_attributor as as_attributor
-    from .gradient import Gradient as Gradient
-    from .gradient import GradientXInput as GradientXInput
-    from .lrp import Contrastive as Contrastive
-    from .occlusion import Occlusion as Occlusion
+    from .methods.cam import GradCAM as GradCAM
+    from .methods.cam import GuidedGradCAM as GuidedGradCAM
+    from .methods.control import RandomRelevance as RandomRelevance
+    from .methods.excitation import ExcitationBackprop as ExcitationBackprop
+    from .methods.gradient import Gradient as Gradient
+    from .methods.gradient import GradientXInput as GradientXInput
+    from .methods.lrp import Contrastive as Contrastive
+    from .methods.occlusion import Occlusion as Occlusion
+    from .methods.sampling import IntegratedGradients as IntegratedGradients
+    from .methods.sampling import SmoothGrad as SmoothGrad
     from .registry import build_method as build_method
-    from .sampling import IntegratedGradients as IntegratedGradients
-    from .sampling import SmoothGrad as SmoothGrad
     from .table import METHODS as METHODS
     from .table import MethodEntry as MethodEntry
     from .table import register_method as register_method
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 _NAMES = {
     "Adapted": "foreign",
     "Completed": "completion",
-    "Contrastive": "lrp",
-    "ExcitationBackprop": "excitation",
-    "GradCAM": "cam",
-    "Gradient": "gradient",
-    "GradientXInput": "gradient",
-    "GuidedGradCAM": "cam",
-    "IntegratedGradients": "sampling",
+    "Contrastive": "methods.lrp",
+    "ExcitationBackprop": "methods.excitation",
+    "GradCAM": "methods.cam",
+    "Gradient": "methods.gradient",
+    "GradientXInput": "methods.gradient",
+    "GuidedGradCAM": "methods.cam",
+    "IntegratedGradients": "methods.sampling",
     "METHODS": "table",
     "MethodEntry": "table",
-    "Occlusion": "occlusion",
-    "RandomRelevance": "control",
-    "SmoothGrad": "sampling",
+    "Occlusion": "methods.occlusion",
+    "RandomRelevance": "methods.control",
+    "SmoothGrad": "methods.sampling",
     "VideoAttributor": "base",
     "as_attributor": "foreign",
     "build_method": "registry",

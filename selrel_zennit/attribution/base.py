@@ -13,11 +13,11 @@ from zennit.attribution import Attributor, constant
 from zennit.canonizers import Canonizer
 
 from ..composites import release_hooks
-from ..copying import own_copy
-from ..coverage import Coverage, Unseen
 from ..errors import InputError
-from ..plain_layers import make_layers_plain
-from ..same_network import check_same
+from ..network.copying import own_copy
+from ..network.coverage import Coverage, Unseen
+from ..network.plain_layers import make_layers_plain
+from ..network.same_network import check_same
 from ..stems import misplaced_boxes
 from .completion import completed
 from .convolution import FastConvolutions

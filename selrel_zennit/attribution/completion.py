@@ -14,9 +14,9 @@ from zennit.layer import Sum
 from zennit.rules import Norm, Pass
 from zennit.types import BatchNorm
 
-from ..canonizers import VideoCanonizer
-from ..coverage import is_guided
+from ..canonizers.batch_norm import VideoCanonizer
 from ..errors import InputError
+from ..network.coverage import is_guided
 from ..text import close_names
 
 

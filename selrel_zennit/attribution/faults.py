@@ -20,10 +20,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import selrel_zennit
 
-from ..dry_run import does_not_run
 from ..errors import InputError
-from ..network_kinds import eagerly
-from ..network_output import logits_of, only_logits
+from ..network.dry_run import does_not_run
+from ..network.kinds import eagerly
+from ..network.output import logits_of, only_logits
 
 _DROPOUTS = frozenset(
     getattr(functional, name) for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")

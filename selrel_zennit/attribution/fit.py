@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention import has_attention
-from ..coverage import Unseen
+from ..canonizers.attention import has_attention
+from ..canonizers.gates import refuse_other_recurrence
 from ..errors import InputError
-from ..gates import refuse_other_recurrence
-from ..network_kinds import check_kind
+from ..network.coverage import Unseen
+from ..network.kinds import check_kind
 
 OTHERS = "gradient, gradcam and occlusion explain it"
 

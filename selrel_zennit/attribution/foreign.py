@@ -13,13 +13,13 @@ from zennit.attribution import Gradient as ZennitGradient
 from zennit.attribution import Occlusion as ZennitOcclusion
 from zennit.core import Composite
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from ..composites import release_hooks
 from ..errors import InputError
 from .base import AttrOutput, VideoAttributor
 from .completion import completed
 from .fit import check_network
-from .gradient import Gradient
+from .methods.gradient import Gradient
 from .provenance import parameters, provenance
 from .registry import build_method
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from ..errors import InputError
 
 Reference = str | torch.Tensor

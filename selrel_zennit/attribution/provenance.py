@@ -15,7 +15,7 @@ from torch import nn
 from zennit.attribution import Attributor
 from zennit.core import Composite, ParamMod, Stabilizer
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from ..errors import InputError
 from .completion import Completed
 

@@ -41,7 +41,7 @@ class MethodEntry:
         if not isinstance(self.builder, str):
             return self.builder
         module, _, function = self.builder.partition(":")
-        build: Builder = getattr(import_module(f".{module}", __package__), function)
+        build: Builder = getattr(import_module(f".methods.{module}", __package__), function)
         return build
 
     @property

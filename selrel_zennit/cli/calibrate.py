@@ -11,12 +11,12 @@ import click
 from tqdm import tqdm
 
 from ..attribution import build_method
-from ..calibration import ALPHAS, CLIPS, TOLERANCE, Calibration
-from ..calibration import calibrate as measure
-from ..clip import ClipSpec
+from ..calibration.stills import synthetic_stills, video_stills
+from ..calibration.thresholds import ALPHAS, CLIPS, TOLERANCE, Calibration
+from ..calibration.thresholds import calibrate as measure
+from ..clips.spec import ClipSpec
 from ..files import atomic_path
-from ..selection import check_alpha
-from ..stills import synthetic_stills, video_stills
+from ..selection.selections import check_alpha
 from .options import allow_unseen_option, json_option, method_options, model_options, open_model, write_json
 
 

@@ -11,15 +11,15 @@ from torch import nn
 from tqdm import tqdm
 
 from ..attribution import METHODS, build_method
-from ..colormaps import palette
 from ..comparison import RUNNER_UP, runner_up
-from ..comparison_outputs import write_versus
 from ..errors import InputError
 from ..files import check_writable, staged_folder
 from ..metrics import sanity_check
-from ..outputs import ClipExplanations, Style, class_name, write_outputs
+from ..outputs.colormaps import palette
+from ..outputs.files import ClipExplanations, Style, class_name, write_outputs
+from ..outputs.versus import write_versus
 from ..pipeline import device_of, explain_video
-from ..selection import Selection
+from ..selection.selections import Selection
 from ..synthetic import demo_frames
 from .options import (
     allow_unseen_option,

@@ -10,11 +10,11 @@ import click
 import torch
 
 from ..attribution import build_method
+from ..clips.video import read_frames
 from ..errors import InputError
 from ..files import atomic_path
-from ..linter import THRESHOLD, LintReport
-from ..linter import lint as check
-from ..video import read_frames
+from ..lint.linter import THRESHOLD, LintReport
+from ..lint.linter import lint as check
 from .options import json_option, method_options, model_options, open_model, write_json
 
 

@@ -87,9 +87,9 @@ def _composites() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from ..calibration import shipped_for
+    from ..calibration.thresholds import shipped_for
     from ..models import MODELS
-    from ..selection import PRESETS
+    from ..selection.selections import PRESETS
 
     rows: list[dict[str, Any]] = [{"name": name, "summary": preset.summary} for name, preset in PRESETS.items()]
     calibrated = {

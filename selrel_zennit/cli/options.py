@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from ..errors import InputError
 from ..files import atomic_path
 from ..text import close_names

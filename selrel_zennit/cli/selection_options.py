@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import click
 
 from ..attribution import VideoAttributor
-from ..calibration import Calibration
+from ..calibration.thresholds import Calibration
 from ..errors import InputError
-from ..selection import PRESETS, MotionSelection, Selection, check_alpha
+from ..selection.selections import PRESETS, MotionSelection, Selection, check_alpha
 
 F = TypeVar("F", bound=Callable[..., Any])
 

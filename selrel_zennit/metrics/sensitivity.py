@@ -15,7 +15,7 @@ from zennit.attribution import Attributor
 from ..attribution.target import Target
 from ..comparison import RUNNER_UP, Versus, cosine, mask_iou, versus
 from ..pipeline import explain
-from ..selection import MotionSelection, Selection
+from ..selection.selections import MotionSelection, Selection
 
 Scores = npt.NDArray[np.float64]
 

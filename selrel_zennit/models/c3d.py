@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from .c3d_layouts import recognise
 from .registry import register_model
 

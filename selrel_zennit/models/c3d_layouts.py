@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from ..errors import InputError
 
 _MODULES = ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b", "fc6", "fc7", "fc8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from ..synthetic import CLASSES
 from .c3d import C3D
 from .registry import register_model

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from .initialise import kaiming
 from .registry import register_model
 from .torchvision_video import KINETICS_CLASSES, kinetics_names

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from ..errors import InputError
 from ..files import sha256_file
-from ..network_kinds import refuse_programs
-from ..network_output import TakeOutput
+from ..network.kinds import refuse_programs
+from ..network.output import TakeOutput
 from ..text import close_names, one_line
 from .weights import check_state, checked_state, common_prefixes, read_weights, renamed_to_fit, with_counters
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from zennit.layer import Sum
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from .initialise import kaiming
 from .registry import register_model
 from .torchvision_video import KINETICS_CLASSES, kinetics_names

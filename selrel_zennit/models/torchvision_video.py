@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..clip import ClipSpec
+from ..clips.spec import ClipSpec
 from .initialise import kaiming
 from .registry import register_model
 

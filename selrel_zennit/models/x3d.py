@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..clip import ClipSpec
-from ..gates import Gate
+from ..canonizers.gates import Gate
+from ..clips.spec import ClipSpec
 from .initialise import kaiming
 from .registry import register_model
 from .torchvision_video import KINETICS_CLASSES, kinetics_names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..clip import Frames
+from ..clips.spec import Frames
 from .generator import SyntheticClip, SyntheticSpec, make_clip
 
 _SEED, _INDEX = 0, 53_248

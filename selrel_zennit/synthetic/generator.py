@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ..clip import FloatArray, Frames
+from ..clips.spec import FloatArray, Frames
 from ..errors import InputError
 from .motion import CLASSES, Array, erratic, largest_radius, pose, steady
 from .scenes import SCENES, draw_scene

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..clip import Frames
+from ..clips.spec import Frames
 
 Array = npt.NDArray[np.float32]
 

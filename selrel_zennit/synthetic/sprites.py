@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..clip import Frames
+from ..clips.spec import Frames
 from .motion import Array
 from .scenes import noise
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from selrel_zennit.gates import Gate
+from selrel_zennit.canonizers.gates import Gate
 
 
 class Named(nn.Module):

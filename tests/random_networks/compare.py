@@ -58,7 +58,8 @@ def on_device(drawn: Draw, method: str, folder: Path) -> Outcome:
 
     The definition is that of the float32 network on the float32 clip, computed in float64.
     """
-    from selrel_deploy import compile_explanation, export, open_runner
+    from selrel_deploy import compile_explanation, open_runner
+    from selrel_deploy.artifact import export
 
     model = copy.deepcopy(drawn.model).float()
     clip = drawn.clip.float()

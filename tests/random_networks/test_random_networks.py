@@ -10,8 +10,9 @@ import pytest
 from random_networks.compare import define, outcome, relative_error
 from random_networks.definition import METHODS
 from random_networks.grammar import KINDS, draw
-from selrel_zennit import canonizers, stems
-from selrel_zennit.attribution import lrp
+from selrel_zennit import stems
+from selrel_zennit.attribution.methods import lrp
+from selrel_zennit.canonizers import batch_norm as canonizers
 
 # Seeds among which every kind is drawn three times or more.
 SEEDS, CHUNK = range(20400, 20600), 25

@@ -77,9 +77,9 @@ def test_device_path_loads_light_modules_only(module: str) -> None:
     "source",
     [
         "import selrel_deploy",
-        "def late():\n    from selrel_deploy.artifact import read",
+        "def late():\n    from selrel_deploy.artifact.format import read",
         "if TYPE_CHECKING:\n    import selrel_deploy",
-        "import importlib\nimportlib.import_module('selrel_deploy.export')",
+        "import importlib\nimportlib.import_module('selrel_deploy.artifact.export')",
         "from benchmarks import timing",
         "try:\n    import kernels\nexcept ImportError:\n    pass",
     ],

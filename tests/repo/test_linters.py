@@ -102,7 +102,7 @@ FAULTS = {
     "def wrong() -> int:\n    return 'text'": "return-value",
     "def unknown(value: int) -> None:\n    value.missing": "attr-defined",
     # The project's own classes keep their types: they are not Any to those who use them.
-    "from selrel_zennit.clip import ClipSpec\nClipSpec(frames='16')": "arg-type",
+    "from selrel_zennit.clips.spec import ClipSpec\nClipSpec(frames='16')": "arg-type",
     "from selrel_kernels.lazy import lazy_names\nlazy_names(1, {}, {})": "arg-type",
 }
 
@@ -122,7 +122,9 @@ def test_mypy_finds_every_fault(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_mypy_lets_good_code_pass(tmp_path: Path) -> None:
     planted = tmp_path / "planted.py"
-    planted.write_text("from selrel_zennit.clip import ClipSpec\n\nshape: int = ClipSpec(frames=16).span\n", "utf-8")
+    planted.write_text(
+        "from selrel_zennit.clips.spec import ClipSpec\n\nshape: int = ClipSpec(frames=16).span\n", "utf-8"
+    )
     done = mypy(str(planted))
     assert done.returncode == 0, done.stdout
 

@@ -6,7 +6,7 @@ from torch import nn
 from zennit.layer import Sum
 
 from repo.readme import README, blocks
-from selrel_zennit.canonizers import FunctionCanonizer, neighbours
+from selrel_zennit.canonizers.batch_norm import FunctionCanonizer, neighbours
 
 PAGE = README.with_name("docs") / "howto" / "your-network.md"
 

@@ -40,9 +40,10 @@ import numpy as np
 import selrel_deploy
 import selrel_kernels
 import selrel_zennit as sr
-from selrel_zennit import files, report
-from selrel_zennit.colormaps import palette
-from selrel_zennit.render import colour_scale, normalise, overlay_frames, strip_image
+from selrel_zennit import files
+from selrel_zennit.outputs import report
+from selrel_zennit.outputs.colormaps import palette
+from selrel_zennit.outputs.render import colour_scale, normalise, overlay_frames, strip_image
 
 for package in (selrel_deploy, selrel_kernels, sr):
     assert set(package.__all__) <= set(dir(package))
@@ -104,7 +105,7 @@ from pathlib import Path
 import numpy as np
 
 from selrel_zennit.cli import main
-from selrel_zennit.video import write_png
+from selrel_zennit.clips.video import write_png
 
 frame = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 Path("frames").mkdir()
@@ -165,7 +166,8 @@ def test_artifacts_run_and_are_certified_without_torch(tmp_path: Path) -> None:
 
     import selrel_zennit as sr
     from networks import small_c3d
-    from selrel_deploy import compile_explanation, export
+    from selrel_deploy import compile_explanation
+    from selrel_deploy.artifact import export
 
     model = small_c3d()
     graph = compile_explanation(sr.build_method("dtd", model), torch.zeros(1, *model.spec.shape))

@@ -108,46 +108,22 @@ def _is_import_call(function: ast.expr) -> bool:
 SOURCES = {name: path for package, folder in PACKAGES.items() for name, path in modules(folder, package).items()}
 
 # What a device imports. Modules of selrel_deploy that run there join when they exist.
+# What loads where torch, torchvision and Zennit are missing: rooms as a whole, and single modules of others.
+_DEVICE_ROOMS = (
+    *("selrel_zennit.clips", "selrel_zennit.outputs", "selrel_zennit.synthetic"),
+    *("selrel_deploy.parity", "selrel_deploy.runners"),
+)
+_NOT_ON_A_DEVICE = {"selrel_deploy.parity.zennit_reference", "selrel_deploy.runners.tensorrt.plugin"}
 DEVICE_PATH = [
-    "selrel_kernels",
-    "selrel_kernels.lazy",
-    "selrel_zennit",
-    "selrel_zennit.attribution",
-    "selrel_zennit.attribution.table",
-    "selrel_zennit.class_names",
-    "selrel_zennit.cli",
-    "selrel_zennit.cli.listing",
-    "selrel_zennit.cli.options",
-    "selrel_zennit.cli.reporting",
-    "selrel_zennit.clip",
-    "selrel_zennit.colormaps",
-    "selrel_zennit.cutting",
-    "selrel_zennit.errors",
-    "selrel_zennit.explanation",
-    "selrel_zennit.files",
-    "selrel_zennit.outputs",
-    "selrel_zennit.presets",
-    "selrel_zennit.render",
-    "selrel_zennit.report",
-    "selrel_zennit.video",
-    "selrel_deploy",
-    "selrel_deploy.bench.conditions",
-    "selrel_deploy.bench.device",
-    "selrel_deploy.bench.report",
-    "selrel_deploy.bench.rows",
-    "selrel_deploy.bench.table",
-    "selrel_deploy.bench.timing",
-    "selrel_deploy.bench.windows",
-    "selrel_deploy.certificate",
-    "selrel_deploy.certificate_clips",
-    "selrel_deploy.cli",
-    "selrel_deploy.cli.bench",
-    "selrel_deploy.cli.parity",
-    "selrel_deploy.cli.run",
-    "selrel_deploy.cli.runner_options",
-    "selrel_deploy.measures",
-    "selrel_deploy.parity",
-    "selrel_deploy.precisions",
-    "selrel_deploy.video_run",
+    *("selrel_kernels", "selrel_kernels.lazy"),
+    *("selrel_zennit", "selrel_zennit.class_names", "selrel_zennit.errors", "selrel_zennit.explanation"),
+    *("selrel_zennit.files", "selrel_zennit.text", "selrel_zennit.attribution.table"),
+    *("selrel_zennit.calibration.stills", "selrel_zennit.selection.presets"),
+    *("selrel_zennit.cli", "selrel_zennit.cli.listing", "selrel_zennit.cli.options", "selrel_zennit.cli.reporting"),
+    *("selrel_deploy", "selrel_deploy.artifact", "selrel_deploy.artifact.format", "selrel_deploy.precisions"),
+    *(f"selrel_deploy.bench.{name}" for name in ("conditions", "device", "report", "rows", "table", "timing")),
+    *("selrel_deploy.bench.windows", "selrel_deploy.cli", "selrel_deploy.cli.bench", "selrel_deploy.cli.parity"),
+    *("selrel_deploy.cli.run", "selrel_deploy.cli.runner_options", "selrel_deploy.video_run"),
+    *(name for name in SOURCES if name.startswith(tuple(f"{room}." for room in _DEVICE_ROOMS))),
 ]
-DEVICE_PATH += [name for name in SOURCES if name.startswith(("selrel_deploy.artifact", "selrel_deploy.runners"))]
+DEVICE_PATH = [name for name in DEVICE_PATH if name not in _NOT_ON_A_DEVICE]

@@ -18,9 +18,10 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import selrel_zennit as sr
-from selrel_deploy import compile_explanation, export
+from selrel_deploy import compile_explanation
+from selrel_deploy.artifact import export
 from selrel_deploy.compiler import ExplanationGraph
-from selrel_deploy.compiler.lower import lower
+from selrel_deploy.compiler.capture.lower import lower
 
 
 class Varied(nn.Module):

@@ -11,9 +11,10 @@ import torch
 
 import networks
 import selrel_zennit as sr
-from selrel_deploy import compile_explanation, export
+from selrel_deploy import compile_explanation
+from selrel_deploy.artifact import export
 from selrel_zennit.cli import main
-from selrel_zennit.video import write_png
+from selrel_zennit.clips.video import write_png
 
 METHOD = ["--weights", "own", "--method", "lrp_epsilon_plus"]
 PICTURES = {"overlay.mp4", "strip.png", "report.html"}

@@ -14,9 +14,10 @@ from zennit.types import Activation, AvgPool, Convolution, Linear
 import selrel_zennit as sr
 from helpers import slow_but
 from residual import residual
-from selrel_deploy import compile_explanation, export, open_runner
-from selrel_deploy.artifact import read_artifact
-from selrel_deploy.zennit_reference import rebuild
+from selrel_deploy import compile_explanation, open_runner
+from selrel_deploy.artifact import export
+from selrel_deploy.artifact.format import read_artifact
+from selrel_deploy.parity.zennit_reference import rebuild
 from selrel_zennit.cli import main
 
 RULES = [(Activation, Pass()), (AvgPool, Norm()), (Convolution, Gamma(0.5)), (Linear, Epsilon())]
@@ -55,7 +56,7 @@ def test_an_artifact_says_which_composite_it_was(clip, tmp_path, capsys):
     artifact = read_artifact(path)
     said = artifact.info
     assert said["method"] is None
-    assert said["attributor"] == "selrel_zennit.attribution.gradient.Gradient"
+    assert said["attributor"] == "selrel_zennit.attribution.methods.gradient.Gradient"
     gamma = {"class": "zennit.rules.Gamma", "gamma": 0.5, "stabilizer": 1e-6, "zero_params": None}
     assert said["composite"]["layer_map"][2] == {"types": "zennit.types.Convolution", "rule": gamma}
     assert said["composite"]["added_rules"][0]["types"] == "zennit.layer.Sum"

@@ -3,7 +3,7 @@
 No TensorRT has run it on a GPU. What is held here against the definition is everything that the plugin adds to the
 kernels: fields, shapes, types, workspace, launches, errors. ``host/tensorrt/NvInferRuntime.h`` stands in for TensorRT's
 header and ``host/cuda/cuda_runtime.h`` for CUDA's. Where TensorRT-RTX is installed, it loads the library that nvcc
-builds and takes a graph with the plugin through its parser and builder: ``tests/selrel_deploy/test_trt_plugin.py``.
+builds and takes a graph with the plugin through its parser and builder: ``test_trt_plugin.py``.
 """
 
 from __future__ import annotations

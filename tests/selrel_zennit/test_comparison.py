@@ -9,7 +9,7 @@ import torch
 from networks import small_c3d
 from selrel_zennit import InputError, MotionSelection, build_method, explain
 from selrel_zennit.comparison import Versus, runner_up, versus
-from selrel_zennit.comparison_outputs import versus_image, write_versus
+from selrel_zennit.outputs.versus import versus_image, write_versus
 from selrel_zennit.pipeline import explain_video
 
 SELECTION = MotionSelection(n_sigma=1)

@@ -17,7 +17,7 @@ from zennit.types import Linear
 
 import selrel_zennit as sr
 from selrel_zennit.attribution import Gradient
-from selrel_zennit.canonizers import VideoCanonizer
+from selrel_zennit.canonizers.batch_norm import VideoCanonizer
 from selrel_zennit.models.i3d import Inception
 
 SPEC = sr.ClipSpec(frames=3, short_side=5, crop=5)

@@ -10,11 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from selrel_zennit.clip import ClipSpec
+from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.errors import InputError
 
-from ..artifact import Artifact, read_artifact
-from ..parity import certify_golden
+from ..artifact.format import Artifact, read_artifact
+from ..parity.certify import certify_golden
 from ..precisions import RUNS
 from ..runners import Runner, open_runner
 from .conditions import memory_of

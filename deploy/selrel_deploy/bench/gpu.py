@@ -20,13 +20,13 @@ from selrel_zennit.attribution import METHODS, build_method
 from selrel_zennit.attribution.faults import check_forward
 from selrel_zennit.errors import InputError
 from selrel_zennit.explanation import Explanation
-from selrel_zennit.selection import MotionSelection
+from selrel_zennit.selection.selections import MotionSelection
 
 from ..compiler import compile_explanation
-from ..parity import certify
+from ..parity.certify import certify
 from ..precisions import PRECISIONS, RUNS, RUNS_ON_CUDA
 from ..runners import RUNNERS
-from ..runners.torch_cuda import cuda_device
+from ..runners.torch.on_cuda import cuda_device
 from .conditions import machine
 from .gpu_variants import Variant, seconds_of, variants_of
 from .gpu_watch import GpuWatch

@@ -20,13 +20,13 @@ from selrel_zennit.attribution.faults import check_forward
 from selrel_zennit.errors import InputError
 from selrel_zennit.explanation import Explanation
 from selrel_zennit.pipeline import explain
-from selrel_zennit.selection import MotionSelection
+from selrel_zennit.selection.selections import MotionSelection
 from selrel_zennit.text import close_names
 
+from ..artifact.export import export
 from ..compiler import ExplanationGraph, compile_explanation
 from ..compiler.rewriting import constant_bytes
-from ..export import export
-from ..parity import certify
+from ..parity.certify import certify
 from ..precisions import PRECISIONS, RUNS, check_runs, split_precision
 from ..runners import RUNNERS, Runner, open_runner
 from ..runners.base import processor

@@ -15,12 +15,12 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from selrel_kernels.reference import select_motion
-from selrel_zennit.selection import Selection
+from selrel_zennit.selection.selections import Selection
 
-from ..artifact import OUTPUTS
-from ..compiler.lower import adaptive_average_pool
-from ..onnx_file import OPSET
-from ..runners.inductor import compile_frozen
+from ..artifact.format import OUTPUTS
+from ..artifact.onnx_file import OPSET
+from ..compiler.capture.lower import adaptive_average_pool
+from ..runners.torch.inductor import compile_frozen
 
 Array = npt.NDArray[Any]
 Call = Callable[[Array], Array]

@@ -12,7 +12,7 @@ import torch
 from selrel_zennit.attribution import VideoAttributor
 from selrel_zennit.explanation import Explanation
 from selrel_zennit.pipeline import explain
-from selrel_zennit.selection import MotionSelection
+from selrel_zennit.selection.selections import MotionSelection
 
 Array = npt.NDArray[Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..certificate import Certificate
+from ..parity.certificate import Certificate
 from .conditions import NOISY, Watch, cores, machine
 from .rows import Bare, Row, bare_figures, row_figures, timed_bare, timed_row
 from .timing import interleave, paced, rounds_for, warm_up

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from selrel_zennit.clip import ClipSpec, Frames
+from selrel_zennit.clips.spec import ClipSpec, Frames
+from selrel_zennit.clips.video import iter_frames
 from selrel_zennit.errors import InputError
 from selrel_zennit.synthetic import SyntheticSpec, demo_frames, make_clip
-from selrel_zennit.video import iter_frames
 
 Array = npt.NDArray[Any]
 

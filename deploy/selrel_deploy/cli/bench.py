@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from selrel_zennit.cli.options import json_option, model_options, open_model, write_json
-from selrel_zennit.clip import ClipSpec
+from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.errors import InputError
 from selrel_zennit.files import check_writable
 

@@ -21,17 +21,17 @@ from selrel_zennit.cli.options import (
 )
 from selrel_zennit.cli.reporting import weights_doubt
 from selrel_zennit.cli.selection_options import chosen_selection, selection_options, selection_settings
-from selrel_zennit.clip import ClipSpec
+from selrel_zennit.clips.spec import ClipSpec
+from selrel_zennit.clips.video import read_frames
 from selrel_zennit.errors import InputError
 from selrel_zennit.files import check_writable
-from selrel_zennit.video import read_frames
 
-from ..artifact import INPUTS, Artifact, manifest_path, read_artifact
+from ..artifact.export import export as write_artifact
+from ..artifact.format import INPUTS, Artifact, manifest_path, read_artifact
 from ..compiler import ExplanationGraph, compile_explanation
-from ..engine_lint import Report, build, installed
-from ..export import export as write_artifact
-from ..kit import check_kit_folder, write_kit
+from ..kit.kit import check_kit_folder, write_kit
 from ..precisions import PRECISIONS
+from ..runners.tensorrt.engine_lint import Report, build, installed
 
 
 @click.command()

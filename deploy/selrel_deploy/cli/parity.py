@@ -8,14 +8,14 @@ import click
 
 from selrel_zennit.cli.options import json_option, write_json
 from selrel_zennit.cli.reporting import progress
-from selrel_zennit.clip import ClipSpec
+from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.errors import InputError
 from selrel_zennit.files import check_writable
 
-from ..artifact import Artifact
-from ..certificate import Case, Certificate, percent
-from ..certificate_clips import synthetic_clips, video_clips
-from ..parity import certify, certify_golden
+from ..artifact.format import Artifact
+from ..parity.certificate import Case, Certificate, percent
+from ..parity.certify import certify, certify_golden
+from ..parity.clips import synthetic_clips, video_clips
 from ..runners import Runner
 from .runner_options import describe, open_named, runner_options, settings_of
 
@@ -129,7 +129,7 @@ def _against_zennit(
     run: Runner, artifact: Artifact, paths: tuple[str, ...], model: str | None, weights: str | None
 ) -> tuple[Certificate, list[str]]:
     try:
-        from ..zennit_reference import bare_network, rebuild, zennit_reference
+        from ..parity.zennit_reference import bare_network, rebuild, zennit_reference
     except ModuleNotFoundError as error:
         raise InputError(
             f"--against zennit needs {error.name}, which is not installed: compare with the golden cases, "

@@ -19,15 +19,15 @@ from selrel_zennit.cli.reporting import (
     remove_stale,
     weights_doubt,
 )
-from selrel_zennit.clip import ClipSpec
-from selrel_zennit.colormaps import palette
+from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.errors import InputError
 from selrel_zennit.files import check_writable, staged_folder
-from selrel_zennit.outputs import Style, top_classes, versions, write_outputs
-from selrel_zennit.presets import preset_of
+from selrel_zennit.outputs.colormaps import palette
+from selrel_zennit.outputs.files import Style, top_classes, versions, write_outputs
+from selrel_zennit.selection.presets import preset_of
 from selrel_zennit.synthetic import demo_frames
 
-from ..artifact import Artifact
+from ..artifact.format import Artifact
 from ..runners import Runner
 from ..video_run import TOP, Condition, VideoRun, run_video
 from .runner_options import open_named, runner_options, settings_of

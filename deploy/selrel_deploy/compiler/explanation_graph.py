@@ -15,25 +15,25 @@ from zennit.attribution import Attributor
 
 from selrel_zennit.attribution.foreign import Method, as_attributor
 from selrel_zennit.errors import InputError
-from selrel_zennit.selection import CalibratedSelection, MotionSelection, Selection, Selective
+from selrel_zennit.selection.selections import CalibratedSelection, MotionSelection, Selection, Selective
 
-from ..artifact import OUTPUTS
+from ..artifact.format import OUTPUTS
 from ..precisions import split_precision
-from .combine import absorb_offsets, combine
-from .fold import fold, pack_constants
-from .in_place import compute_in_place
-from .kernels import with_kernels
-from .lower import lower
-from .max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward, rectify_after_pools
-from .onnx_convolutions import join_wide, skip_padding_in_time, sum_by_convolution, unroll_in_time
-from .parts_of_weights import clamp_at_run_time, clamp_now, multiply_in_blocks
-from .precision import lower_precision
+from .capture.lower import lower
+from .capture.trace import trace
+from .passes.combine import absorb_offsets, combine
+from .passes.fold import fold, pack_constants
+from .passes.in_place import compute_in_place
+from .passes.kernels import with_kernels
+from .passes.max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward, rectify_after_pools
+from .passes.onnx_convolutions import join_wide, skip_padding_in_time, sum_by_convolution, unroll_in_time
+from .passes.parts_of_weights import clamp_at_run_time, clamp_now, multiply_in_blocks
+from .passes.precision import lower_precision
+from .passes.schedule import shorten_lives
+from .passes.signs import eliminate_zeros
+from .passes.simplify import multiply_for_choices, simplify
+from .passes.window_divisors import divide_by_window
 from .rewriting import constant_bytes, copied, count_convolutions, finish, without_code, written_out
-from .schedule import shorten_lives
-from .signs import eliminate_zeros
-from .simplify import multiply_for_choices, simplify
-from .trace import trace
-from .window_divisors import divide_by_window
 
 
 class PassReport(NamedTuple):

@@ -12,7 +12,7 @@ from selrel_zennit.text import close_names
 
 from ..precisions import RUNS, RUNS_ON_CUDA
 from .base import OutputError, Runner
-from .tensorrt_engine import MODULES
+from .tensorrt.engine import MODULES
 
 if TYPE_CHECKING:
     from ..compiler import ExplanationGraph
@@ -40,10 +40,15 @@ _ON_CUDA = "on CUDA: built, not run; no GPU has run it yet"
 
 RUNNERS = {
     "eager": RunnerEntry(
-        "eager", "EagerRunner", "torch", "torch", "a graph as it is, in torch: the reference", _ON_CUDA
+        "torch.eager", "EagerRunner", "torch", "torch", "a graph as it is, in torch: the reference", _ON_CUDA
     ),
     "inductor": RunnerEntry(
-        "inductor", "InductorRunner", "torch", "torch", "a graph compiled to machine code by torch.compile", _ON_CUDA
+        "torch.inductor",
+        "InductorRunner",
+        "torch",
+        "torch",
+        "a graph compiled to machine code by torch.compile",
+        _ON_CUDA,
     ),
     "onnxruntime": RunnerEntry(
         "onnxruntime",
@@ -57,7 +62,7 @@ RUNNERS = {
         "openvino", "OpenVinoRunner", "openvino", "openvino", "an artifact in OpenVINO, on one of its devices"
     ),
     "tensorrt": RunnerEntry(
-        "tensorrt",
+        "tensorrt.runner",
         "TensorRtRunner",
         "tensorrt",
         "tensorrt cuda-core",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from selrel_zennit.errors import InputError
 from selrel_zennit.text import close_names
 
-from ..artifact import OUTPUTS, Artifact, read_artifact
+from ..artifact.format import OUTPUTS, Artifact, read_artifact
 from ..precisions import check_runs
 from .base import Clip, Outputs, Runner, processor
 from .driver import ordinal_of

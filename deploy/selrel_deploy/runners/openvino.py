@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from selrel_zennit.errors import InputError
 
-from ..artifact import OUTPUTS, Artifact, read_artifact
+from ..artifact.format import OUTPUTS, Artifact, read_artifact
 from ..precisions import check_runs
 from .base import Clip, Outputs, Runner
 

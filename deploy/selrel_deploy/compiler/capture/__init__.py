@@ -1,0 +1,1 @@
+"""An attributor, run once and written down, in operations that runtimes take."""

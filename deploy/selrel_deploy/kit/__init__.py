@@ -1,0 +1,1 @@
+"""What a device needs beside an artifact."""

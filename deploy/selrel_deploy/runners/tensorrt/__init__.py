@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX, natively: engines, device memory, one CUDA graph. Without torch."""

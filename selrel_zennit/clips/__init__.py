@@ -1,0 +1,1 @@
+"""Videos in and out: reading, cutting, resizing, writing. NumPy, OpenCV and PyAV alone."""

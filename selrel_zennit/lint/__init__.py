@@ -1,0 +1,1 @@
+"""Is relevance conserved, and if not, where and why?"""

@@ -1,0 +1,235 @@
+"""The five files of an explanation: overlay.mp4, strip.png, report.html, explanation.npz, summary.json. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..class_names import class_name as class_name
+from ..clips.video import write_mp4, write_png
+from ..explanation import Explanation, MotionShare
+from . import render
+from .report import report_html
+
+# One clip lasts half a second: at its own speed nobody sees it. Longer videos play at theirs.
+_SINGLE_CLIP_RATE = 8.0
+_PACKAGES = ("selrel-zennit", "torch", "zennit", "onnxruntime", "openvino", "numpy", "opencv-python-headless", "av")
+
+
+@dataclass(frozen=True, eq=False)
+class ClipExplanations:
+    """The clips of one video, explained: the batch axis of ``explanation`` runs over clips.
+
+    pixels        uint8 [B,T,H,W,3]  what the network saw
+    starts        [B]                first frame of each clip in the video
+    seconds       [B]                per clip: read, forward_backward, select, frozen
+    frame_rate    clip frames per second of video
+    notes         what was done to the input: loop padding, dropped alpha, …
+    info          what the attributor is (``attributor.info``)
+    frozen_share  the motion share of each clip frozen to its middle frame, where nothing moves; None: not computed
+
+    Raises ValueError when the numbers of clips differ.
+    """
+
+    explanation: Explanation
+    pixels: npt.NDArray[np.uint8]
+    starts: list[int]
+    seconds: list[dict[str, float]]
+    frame_rate: float
+    notes: list[str]
+    info: dict[str, Any]
+    frozen_share: MotionShare | None = None
+
+    def __post_init__(self) -> None:
+        expected = (*self.explanation.relevance.shape, 3)
+        if self.pixels.shape != expected or self.pixels.dtype != np.uint8:
+            raise ValueError(f"pixels must be uint8 {expected}, got {self.pixels.dtype} {self.pixels.shape}")
+        if not len(self.starts) == len(self.seconds) == len(self.explanation):
+            raise ValueError(
+                f"{len(self.starts)} starts and {len(self.seconds)} timings for {len(self.explanation)} clips"
+            )
+        if self.frozen_share is not None and len(self.frozen_share.mass) != len(self.explanation):
+            raise ValueError(f"{len(self.frozen_share.mass)} frozen shares for {len(self.explanation)} clips")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How relevance becomes colour, by Zennit's names: colour map, level, norm."""
+
+    cmap: str = render.DEFAULT_COLORMAP
+    level: float = 1.0
+    relevance_norm: str = "symmetric"
+
+
+def write_outputs(
+    folder: Path,
+    clips: ClipExplanations,
+    *,
+    settings: dict[str, Any],
+    class_names: list[str] | None = None,
+    style: Style | None = None,
+    warnings: list[str] | None = None,
+    additions: dict[str, Any] | None = None,
+    pictures: bool = True,
+) -> dict[str, Any]:
+    """Write the five files into ``folder``, which exists, and return the summary.
+
+    ``settings`` are the summary's entries that say how the explanation was made: video, model, weights, method, preset,
+    n_sigma (None where the preset is calibrated: then alpha), runner, device. ``additions`` are entries that are ready
+    (versus, check); a versus.png that lies in the folder goes into the report. Without ``pictures``, which take longer
+    than most explanations, explanation.npz and summary.json alone are written. For all or nothing, pass the folder of
+    ``files.staged_folder``.
+    """
+    style = style or Style()
+    summary = {
+        **summarise(clips, settings=settings, class_names=class_names, warnings=warnings),
+        **(additions or {}),
+    }
+    if pictures:
+        _draw_all(folder, clips, summary, style)
+    else:
+        summary["overlay"] = None
+    explanation = clips.explanation
+    arrays = {
+        name: getattr(explanation, name) for name in ("relevance", "motion_relevance", "mask", "logits", "target")
+    }
+    if explanation.unseen:
+        arrays["unseen"] = np.array(explanation.unseen)
+    np.savez_compressed(folder / "explanation.npz", frames=clips.pixels, **arrays)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return summary
+
+
+def _draw_all(folder: Path, clips: ClipExplanations, summary: dict[str, Any], style: Style) -> None:
+    """Write overlay.mp4, strip.png and report.html; the summary takes how long that was, and the overlay's rate."""
+    count = len(clips.starts)
+    since = time.perf_counter()
+    rate = min(_SINGLE_CLIP_RATE, clips.frame_rate) if count == 1 else clips.frame_rate
+    overlay = (frame for index in range(count) for frame in _draw(render.overlay_frames, clips, index, summary, style))
+    write_mp4(folder / "overlay.mp4", overlay, rate)
+    # One strip stands for the video: the clip in which the network was surest.
+    shown = int(np.argmax(clips.explanation.logits[:, summary["target"]]))
+    write_png(folder / "strip.png", _draw(render.strip_image, clips, shown, summary, style))
+    drawing = (time.perf_counter() - since) / count
+    for entry in summary["clips"]:
+        entry["seconds"]["render"] = drawing
+    summary["overlay"] = {"frame_rate": rate, "speed": rate / clips.frame_rate}
+    pictures = {name: folder / f"{name}.png" for name in ("strip", "versus")}
+    media = {name: path.read_bytes() for name, path in pictures.items() if path.exists()}
+    media["overlay"] = (folder / "overlay.mp4").read_bytes()
+    (folder / "report.html").write_text(report_html(summary, media), encoding="utf-8")
+
+
+def summarise(
+    clips: ClipExplanations,
+    *,
+    settings: dict[str, Any],
+    class_names: list[str] | None = None,
+    warnings: list[str] | None = None,
+) -> dict[str, Any]:
+    """Return what summary.json holds, as plain JSON types; a share that is not defined is null."""
+    explanation = clips.explanation
+    target = int(explanation.target[0])
+    share, still = explanation.motion_share(), clips.frozen_share
+
+    return {
+        **settings,
+        "target": target,
+        "target_name": class_name(target, class_names),
+        "target_probability": float(_probabilities(explanation.logits)[target]),
+        "top5": top_classes(explanation.logits, class_names),
+        "clips": [
+            {
+                "start": start,
+                "motion_area": _number(share.area[i]),
+                "motion_mass": _number(share.mass[i]),
+                "frozen_area": None if still is None else _number(still.area[i]),
+                "frozen_mass": None if still is None else _number(still.mass[i]),
+                "relevance_sum": float(explanation.relevance[i].sum(dtype=np.float64)),
+                "seconds": dict(seconds),
+            }
+            for i, (start, seconds) in enumerate(zip(clips.starts, clips.seconds, strict=True))
+        ],
+        "info": clips.info,
+        "notes": list(dict.fromkeys(clips.notes)),
+        "warnings": list(warnings or []),
+        "versions": versions(),
+    }
+
+
+def top_classes(logits: npt.NDArray[np.floating[Any]], class_names: list[str] | None) -> list[list[Any]]:
+    """Return [name, probability] of the five likeliest classes by the mean of logits [B,K]."""
+    probabilities = _probabilities(logits)
+    order = np.argsort(-probabilities, kind="stable")[:5]
+    return [[class_name(int(index), class_names), float(probabilities[index])] for index in order]
+
+
+def _probabilities(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    mean_logits = logits.astype(np.float64).mean(axis=0)
+    exponentials = np.exp(mean_logits - mean_logits.max())
+    return np.asarray(exponentials / exponentials.sum())
+
+
+def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any], style: Style) -> Any:
+    explanation, entry = clips.explanation, summary["clips"][index]
+    calibrated = summary["preset"] == "calibrated"
+    level = f"α {summary['alpha']:g}" if calibrated else f"{summary['n_sigma']:g}σ"
+    model = summary["model"]
+    if str(summary.get("weights")).startswith("random"):
+        # A picture is passed on without the warnings that stand in the summary.
+        model += ", random weights"
+    if explanation.unseen:
+        model += ", in part unseen"
+    words = (summary["method"], model, f"{summary['preset']} {level}", f"from frame {entry['start']}")
+
+    def share(kind: str) -> tuple[float, float]:
+        area, mass = entry[f"{kind}_area"], entry[f"{kind}_mass"]
+        return (math.nan if area is None else area, math.nan if mass is None else mass)
+
+    return draw(
+        clips.pixels[index],
+        explanation.relevance[index],
+        explanation.motion_relevance[index],
+        title=" · ".join(words),
+        top5=[(name, probability) for name, probability in summary["top5"]],
+        target_name=summary["target_name"],
+        motion_share=share("motion"),
+        frozen_share=None if clips.frozen_share is None else share("frozen"),
+        cmap=style.cmap,
+        level=style.level,
+        relevance_norm=style.relevance_norm,
+        scale=render.colour_scale(explanation.relevance, style.relevance_norm, render.PERCENTILE),
+    )
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that have a part in an explanation, where installed."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "selrel-zennit",
+        "torch",
+        "zennit",
+        "onnxruntime",
+        "openvino",
+        "numpy",
+        "opencv-python-headless",
+        "av",
+    ):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
