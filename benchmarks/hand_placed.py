@@ -12,7 +12,9 @@ import operator
 from collections import OrderedDict
 from typing import Any
 
+import hand_placed_frames
 import torch
+from hand_placed_parts import Residual, merged
 from torch import fx, nn
 from torch.nn.functional import interpolate
 from zennit.attribution import Gradient
@@ -23,29 +25,6 @@ from zennit.rules import Epsilon, Gamma, Norm, Pass, ReLUGuidedBackprop, ZBox, Z
 
 # The methods that place a rule for every layer.
 RULES = ("dtd", "dtd_epsilon_head", "lrp_epsilon_plus", "lrp_epsilon_gamma_box")
-
-
-def merged(convolution: Any, norm: Any) -> nn.Module:
-    """Return the convolution with the batch norm behind it inside."""
-    made = copy.deepcopy(convolution)
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    bias = torch.zeros_like(norm.bias) if made.bias is None else made.bias
-    by_output = scale.reshape(-1, *[1] * (made.weight.ndim - 1))
-    made.weight = nn.Parameter(made.weight * by_output, requires_grad=False)
-    made.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias, requires_grad=False)
-    return made
-
-
-class Residual(nn.Module):
-    """A residual block: layers, a shortcut, their sum."""
-
-    def __init__(self, layers: list[nn.Module], shortcut: nn.Module) -> None:
-        super().__init__()
-        self.layers, self.shortcut, self.sum, self.relu = nn.Sequential(*layers), shortcut, Sum(), nn.ReLU()
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Return relu(shortcut + layers)."""
-        return self.relu(self.sum(torch.stack([self.shortcut(values), self.layers(values)], -1)))
 
 
 class Inception(nn.Module):
@@ -76,8 +55,6 @@ def reference(name: str, model: Any) -> tuple[nn.Module, str]:
     if name == "i3d":
         return _inception(model)
     if name in ("x3d_s", "tsm_resnet50", "resnet50_lstm"):
-        import hand_placed_frames  # which takes merged and Residual from here
-
         return hand_placed_frames.reference(name, model)
     # The container is gone in a flat graph; what stands behind it is not.
     marked = copy.deepcopy(model)

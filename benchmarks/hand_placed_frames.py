@@ -13,7 +13,7 @@ import copy
 from typing import Any
 
 import torch
-from hand_placed import Residual, merged
+from hand_placed_parts import Residual, merged
 from torch import nn
 from zennit.core import Hook
 

@@ -31,7 +31,7 @@ from selrel_deploy import compile_explanation
 from selrel_deploy.bench.plain import outputs_alone
 from selrel_deploy.precisions import PRECISIONS
 from selrel_deploy.runners.memory import keep_freed_memory
-from selrel_deploy.runners.torch.inductor import compile_frozen
+from selrel_deploy.runners.torch.compiled import compile_frozen
 
 RESULTS = Path(__file__).parent / "results" / "precisions.json"
 # Processors without fp16 arithmetic compute it in float32: its accuracy counts, and its time says nothing.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import launcher, reference
-from .ops import check_map, check_settings
+from .checks import check_map, check_settings
 from .plan import KernelUnavailable, flags
 
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}

@@ -20,8 +20,8 @@ from .base import AttrOutput, VideoAttributor
 from .completion import completed
 from .fit import check_network
 from .methods.gradient import Gradient
+from .named import build_by_name
 from .provenance import parameters, provenance
-from .registry import build_method
 
 Method: TypeAlias = str | Attributor | Composite
 
@@ -111,7 +111,9 @@ def as_attributor(
     options = dict(options or {})
     strict = bool(options.pop("strict", strict))
     if isinstance(method, str):
-        return build_method(method, model, strict=strict, **options)
+        attributor = build_by_name(method, model, options)
+        attributor.strict = strict
+        return attributor
     if not isinstance(method, Attributor | Composite):
         got = f"the class {method.__name__}: pass an object of it" if isinstance(method, type) else repr(method)
         raise InputError(f"a method is the name of one, a Zennit attributor or a Zennit composite, got {got}")

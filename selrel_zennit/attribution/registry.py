@@ -1,4 +1,4 @@
-"""build_method: a name and a model make an attributor."""
+"""build_method: a name or an object of Zennit's, and a model, make an attributor."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from zennit.attribution import Attributor
-from zennit.composites import COMPOSITES
-from zennit.core import Composite
 
-from ..errors import InputError
-from ..text import close_names
 from .base import VideoAttributor
-from .fit import check_network, check_rules
-from .provenance import provenance, resolved_options
-from .table import METHODS
+from .foreign import Method, as_attributor
 
 
 def build_method(
-    method: str | Attributor | Composite,
+    method: Method,
     model: nn.Module,
     /,
     *,
@@ -44,34 +37,7 @@ def build_method(
     """
     # Constants made under inference mode (the bounds of z^B, say) could not be differentiated later.
     with torch.inference_mode(False):
-        if isinstance(method, str):
-            attributor = _build(method, model, options)
-            attributor.strict = strict
-        else:
-            from .foreign import as_attributor
-
-            attributor = as_attributor(method, model, options, strict=strict)
+        attributor = as_attributor(method, model, options, strict=strict)
     if record:
         attributor.record_at(record)
-    return attributor
-
-
-def _build(name: str, model: nn.Module, options: dict[str, Any]) -> VideoAttributor:
-    if name not in METHODS:
-        composite = f"; the composite {name!r} is passed as an object" if name in COMPOSITES else ""
-        raise InputError(
-            f"no method named {name!r}{close_names(name, METHODS)}; there are {', '.join(METHODS)}{composite}"
-        )
-    entry = METHODS[name]
-    unknown = sorted(set(options) - set(entry.options))
-    if unknown:
-        known = ", ".join(entry.options) or "none"
-        raise InputError(
-            f"{name} has no option {unknown[0]!r}{close_names(unknown[0], entry.options)}; its options: {known}"
-        )
-    check_network(model, name)
-    if entry.rules:
-        check_rules(name, model)
-    attributor = entry.build(model, **options)
-    attributor.info = provenance(attributor, model, name, resolved_options(entry.build, options))
     return attributor

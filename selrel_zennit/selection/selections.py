@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from zennit.attribution import Attributor
 
-from selrel_kernels.ops import check_settings, check_thresholds, select_motion
+from selrel_kernels.checks import check_settings, check_thresholds
+from selrel_kernels.ops import select_motion
 
 from ..attribution.base import AttrOutput
 from ..attribution.foreign import as_attributor

@@ -52,6 +52,43 @@ def loaded_from(start: str, sources: dict[str, Path]) -> dict[str, str]:
     return foreign
 
 
+def circles(sources: dict[str, Path]) -> list[list[str]]:
+    """Return the groups of modules that import one another, at load or later; imports for types alone do not count."""
+    reached: dict[str, set[str]] = {}
+    for name, path in sources.items():
+        found = [one.name for one in imports(path, name) if not one.for_types]
+        # "from a import b" counts as a.b where that is a module, and as a where it is none.
+        packages = {one.rpartition(".")[0] for one in found if one in sources}
+        reached[name] = {one for one in found if one in sources and one not in packages} - {name}
+    growing = True
+    while growing:
+        growing = False
+        for known in reached.values():
+            more = set().union(*(reached[one] for one in known)) - known
+            growing = growing or bool(more)
+            known |= more
+    groups = {tuple(sorted(one for one in known if name in reached[one])) for name, known in reached.items()}
+    return [list(group) for group in sorted(groups) if group]
+
+
+def test_no_modules_import_one_another() -> None:
+    assert not circles(SOURCES | modules(ROOT / "benchmarks"))
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    sources = {}
+    for name, source in {
+        "a": "def late():\n    import b",
+        "b": "from c import thing",
+        "c": "import a",
+        "d": "import a\nif TYPE_CHECKING:\n    import e",
+        "e": "import d",
+    }.items():
+        sources[name] = tmp_path / f"{name}.py"
+        sources[name].write_text(source, encoding="utf-8")
+    assert circles(sources) == [["a", "b", "c"]]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_run_one_way(package: str) -> None:
     assert not reversed_imports(package, modules(PACKAGES[package], package))

@@ -21,11 +21,12 @@ _HIDDEN = {".ci", ".gitignore", ".pre-commit-config.yaml"}
 
 
 class Import(NamedTuple):
-    """One imported module: its absolute name, the line, and whether it runs when the importing module is loaded."""
+    """One imported module: its absolute name, the line, whether it runs on load, and whether types alone ask for it."""
 
     name: str
     line: int
     on_load: bool
+    for_types: bool = False
 
 
 def project_files(under: Path = ROOT) -> list[Path]:
@@ -68,26 +69,28 @@ def imports(path: Path, module: str) -> Iterator[Import]:
     yield from _imports(ast.parse(path.read_text(encoding="utf-8"), str(path)), package, on_load=True)
 
 
-def _imports(node: ast.AST, package: str, on_load: bool) -> Iterator[Import]:
+def _imports(node: ast.AST, package: str, on_load: bool, for_types: bool = False) -> Iterator[Import]:
     if isinstance(node, ast.Import):
         for alias in node.names:
-            yield Import(alias.name, node.lineno, on_load)
+            yield Import(alias.name, node.lineno, on_load, for_types)
     elif isinstance(node, ast.ImportFrom):
         base = node.module or ""
         if node.level:
             parents = package.split(".")[: len(package.split(".")) - node.level + 1]
             base = ".".join([*parents, base] if base else parents)
-        yield Import(base, node.lineno, on_load)
+        yield Import(base, node.lineno, on_load, for_types)
         for alias in node.names:
-            yield Import(f"{base}.{alias.name}", node.lineno, on_load)
+            yield Import(f"{base}.{alias.name}", node.lineno, on_load, for_types)
     elif isinstance(node, ast.Call) and _is_import_call(node.func):
         name = node.args[0] if node.args else None
         if isinstance(name, ast.Constant) and isinstance(name.value, str):
             base = package if name.value.startswith(".") else ""
-            yield Import(base + name.value, node.lineno, on_load)
+            yield Import(base + name.value, node.lineno, on_load, for_types)
     inert = _not_on_load(node)
     for child in ast.iter_child_nodes(node):
-        yield from _imports(child, package, on_load and not any(child is part for part in inert))
+        skipped = any(child is part for part in inert)
+        typed = for_types or (skipped and isinstance(node, ast.If))
+        yield from _imports(child, package, on_load and not skipped, typed)
 
 
 def _not_on_load(node: ast.AST) -> list[ast.stmt] | list[ast.expr]:

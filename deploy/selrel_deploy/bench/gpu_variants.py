@@ -16,7 +16,7 @@ from selrel_zennit.explanation import Explanation
 
 from ..compiler import ExplanationGraph
 from ..runners import Runner, open_runner
-from ..runners.torch.inductor import compile_frozen
+from ..runners.torch.compiled import compile_frozen
 from ..runners.torch.on_cuda import float32_products, on_device, record
 from .plain import outputs_alone
 

@@ -20,7 +20,7 @@ from selrel_zennit.selection.selections import Selection
 from ..artifact.format import OUTPUTS
 from ..artifact.onnx_file import OPSET
 from ..compiler.capture.lower import adaptive_average_pool
-from ..runners.torch.inductor import compile_frozen
+from ..runners.torch.compiled import compile_frozen
 
 Array = npt.NDArray[Any]
 Call = Callable[[Array], Array]

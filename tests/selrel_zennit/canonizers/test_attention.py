@@ -34,11 +34,8 @@ def mvit(residual_with_cls_embed=False):
         MSBlockConfig(2, 8, 16, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1]),
         MSBlockConfig(2, 16, 16, [], [], [], []),
     ]
-    return drawn(
-        MViT(
-            (16, 16), 4, blocks, True, residual_with_cls_embed, True, True, num_classes=5, patch_embed_stride=(2, 4, 4)
-        )
-    )
+    settings = (True, residual_with_cls_embed, True, True)
+    return drawn(MViT((16, 16), 4, blocks, *settings, num_classes=5, patch_embed_stride=(2, 4, 4)))
 
 
 def drawn(model):

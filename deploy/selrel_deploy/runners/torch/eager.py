@@ -11,6 +11,7 @@ import numpy.typing as npt
 from selrel_zennit.errors import InputError
 
 from ..base import Clip, Runner, processor
+from .on_cuda import TorchCudaRunner, cuda_options
 
 if TYPE_CHECKING:
     from ...compiler import ExplanationGraph
@@ -44,8 +45,6 @@ class EagerRunner(Runner):
                 f"runners take float32 clips, this graph is {source.dtype}: compile it with a float32 clip"
             )
         if on_cuda := cuda_options(cls.name, options, ("tf32",)):
-            from .on_cuda import TorchCudaRunner
-
             return TorchCudaRunner(source, cls.name, **on_cuda)
         return cls(source)
 
@@ -61,18 +60,3 @@ class EagerRunner(Runner):
         """Drop the graph."""
         super().close()
         self._module = None
-
-
-def cuda_options(runner: str, options: dict[str, Any], on_cuda: tuple[str, ...]) -> dict[str, Any]:
-    """Return the options of a runner on CUDA, with the device among them; none on the processor.
-
-    Raises InputError for an option that it has not, or has on CUDA alone.
-    """
-    known = ("device", *on_cuda)
-    if unknown := sorted(set(options) - set(known)):
-        raise InputError(f"the {runner} runner has no option {unknown[0]!r}; there are {', '.join(known)}")
-    if options.get("device", "cpu") != "cpu":
-        return options
-    if given := sorted(set(options) & set(on_cuda)):
-        raise InputError(f"{given[0]} is an option on CUDA alone: give device='cuda' with it")
-    return {}

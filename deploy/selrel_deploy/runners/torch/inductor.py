@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,29 +13,14 @@ from selrel_zennit.errors import InputError
 
 from ...precisions import check_runs
 from ..base import Clip, Runner, processor
-from .eager import cuda_options
+from .compiled import compile_frozen
+from .on_cuda import TorchCudaRunner, cuda_options
 
 if TYPE_CHECKING:
-    import torch
-    from torch import fx
-
     from ...compiler import ExplanationGraph
 
 # Rounding, with pooling windows here and there won by another voxel, stays below; a miscompiled convolution does not.
 _MOST_ERROR = {"fp32": 0.02, "bf16": 0.5}
-
-
-def compile_frozen(module: fx.GraphModule, *examples: torch.Tensor) -> Callable[..., Any]:
-    """Return a module compiled by inductor, its constants frozen: convolutions then hold weights packed for them."""
-    import torch
-
-    # As an option of torch.compile freezing reaches only half of the compiler, and nothing is packed. Without guards it
-    # never compiles again, which it would do without freezing, say after torch.set_num_threads.
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-        compiled: Callable[..., Any] = torch.compile(module, fullgraph=True, dynamic=False, options=options)
-        compiled(*examples)
-    return compiled
 
 
 class InductorRunner(Runner):
@@ -97,8 +82,6 @@ class InductorRunner(Runner):
                 f"runners take float32 clips, this graph is {source.dtype}: compile it with a float32 clip"
             )
         if on_cuda := cuda_options(cls.name, options, ("tf32", "cuda_graph")):
-            from .on_cuda import TorchCudaRunner
-
             return TorchCudaRunner(source, cls.name, **on_cuda)
         return cls(source)
 

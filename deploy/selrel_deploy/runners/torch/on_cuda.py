@@ -17,6 +17,7 @@ from selrel_zennit.errors import InputError
 from ...precisions import check_runs
 from ..base import Clip, Runner
 from ..driver import ordinal_of
+from .compiled import compile_frozen
 
 if TYPE_CHECKING:
     import torch
@@ -128,8 +129,6 @@ class TorchCudaRunner(Runner):
     def _compile(self, graph: ExplanationGraph, cuda_graph: bool) -> None:
         import torch
 
-        from .inductor import compile_frozen
-
         # A clip with structure: noise that moves over a ground.
         clip = np.random.default_rng(0).normal(0, 50, self.clip_shape).astype(np.float32)
         target = np.full(self.clip_shape[0], -1)
@@ -228,3 +227,18 @@ def float32_products(tf32: bool) -> Iterator[None]:
     finally:
         for where, name, value in before:
             setattr(where, name, value)
+
+
+def cuda_options(runner: str, options: dict[str, Any], on_cuda: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options of a runner on CUDA, with the device among them; none on the processor.
+
+    Raises InputError for an option that it has not, or has on CUDA alone.
+    """
+    known = ("device", *on_cuda)
+    if unknown := sorted(set(options) - set(known)):
+        raise InputError(f"the {runner} runner has no option {unknown[0]!r}; there are {', '.join(known)}")
+    if options.get("device", "cpu") != "cpu":
+        return options
+    if given := sorted(set(options) & set(on_cuda)):
+        raise InputError(f"{given[0]} is an option on CUDA alone: give device='cuda' with it")
+    return {}
