@@ -16,7 +16,7 @@ from selrel_deploy.artifact import export
 from selrel_deploy.artifact.format import OUTPUTS, golden_path, manifest_path, write_manifest
 from selrel_deploy.compiler.rewriting import count_convolutions
 
-from .conftest import clip_with_ties
+from ..conftest import clip_with_ties
 
 
 @pytest.fixture(scope="module")

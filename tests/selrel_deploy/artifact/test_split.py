@@ -15,7 +15,7 @@ from selrel_deploy import compile_explanation, open_runner, read_artifact
 from selrel_deploy.artifact import export
 from selrel_deploy.artifact.format import MODULE, OUTPUTS
 
-from .conftest import clip_with_ties
+from ..conftest import clip_with_ties
 
 # Of the methods those that need most and least of the forward pass, and one that needs values before a ReLU.
 CASES = [("dtd", few_layers), pytest.param("guided_gradcam", few_layers, marks=pytest.mark.slow)]

@@ -16,7 +16,7 @@ from selrel_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from selrel_zennit.cli import main
 from selrel_zennit.clips.video import write_png
 
-from .conftest import FRAME_SIZE, NAMES
+from ..conftest import FRAME_SIZE, NAMES
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from selrel_zennit.cli import main
 from selrel_zennit.clips.video import write_png
 from videos import encode
 
-from .conftest import FRAME_SIZE, NAMES
+from ..conftest import FRAME_SIZE, NAMES
 
 FILES = {"overlay.mp4", "strip.png", "report.html", "explanation.npz", "summary.json"}
 

@@ -18,7 +18,7 @@ from selrel_deploy.compiler.rewriting import count_convolutions, module_of
 from selrel_kernels.reference import motion_gradient, sigma_threshold
 from selrel_zennit.attribution import as_attributor
 
-from .conftest import clip_with_ties, norm_relative, varied
+from ..conftest import clip_with_ties, norm_relative, varied
 
 COMPILABLE = [name for name, entry in sr.METHODS.items() if entry.compilable]
 SELECTION = sr.MotionSelection(n_sigma=2.0)

@@ -24,7 +24,7 @@ from selrel_deploy.runners import OutputError
 from selrel_kernels import select_motion
 from selrel_zennit.selection.selections import PRESETS
 
-from .conftest import clip_with_ties, varied
+from ..conftest import clip_with_ties, varied
 
 SHAPE = (8, 12, 12)
 SELECTION = sr.MotionSelection(n_sigma=2.0)

@@ -20,7 +20,7 @@ from selrel_deploy.artifact.format import OUTPUTS, write_manifest
 from selrel_deploy.runners import RUNNERS, OutputError
 from selrel_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-from .conftest import FRAME_SIZE, clip_with_ties, norm_relative, varied
+from ..conftest import FRAME_SIZE, clip_with_ties, norm_relative, varied
 
 SPEC = varied().spec
 # Layers of every kind; of the methods those whose graphs differ most.

@@ -22,7 +22,7 @@ from selrel_deploy.runners.torch import inductor
 from selrel_deploy.runners.torch import on_cuda as torch_cuda
 from selrel_deploy.runners.torch.on_cuda import float32_products, on_device
 
-from .conftest import clip_with_ties
+from ..conftest import clip_with_ties
 
 SPEC = small_c3d().spec
 CUDA = "CUDAExecutionProvider"

@@ -8,7 +8,7 @@ from selrel_deploy.compiler.passes.combine import absorb_offsets, combine
 from selrel_deploy.compiler.passes.simplify import simplify
 from selrel_deploy.compiler.rewriting import aten, count_convolutions, count_operations
 
-from .conftest import norm_relative, weights
+from ...conftest import norm_relative, weights
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from selrel_deploy import compile_explanation
 from selrel_deploy.compiler.passes.in_place import compute_in_place
 from selrel_deploy.compiler.rewriting import aten
 
-from .conftest import clip_with_ties
+from ...conftest import clip_with_ties
 
 WEIGHT = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 CONSTANT = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(1))

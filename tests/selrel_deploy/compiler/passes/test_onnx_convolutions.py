@@ -12,7 +12,7 @@ from selrel_deploy.compiler.passes.onnx_convolutions import (
 from selrel_deploy.compiler.passes.simplify import simplify
 from selrel_deploy.compiler.rewriting import aten, count_convolutions
 
-from .conftest import norm_relative, weights
+from ...conftest import norm_relative, weights
 
 
 def test_a_layer_and_its_positive_part_read_their_input_once(lowered):

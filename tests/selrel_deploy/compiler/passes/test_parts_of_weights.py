@@ -13,7 +13,7 @@ from selrel_deploy.compiler.passes.parts_of_weights import clamp_at_run_time, cl
 from selrel_deploy.compiler.passes.simplify import simplify
 from selrel_deploy.compiler.rewriting import aten, constant_bytes, count_operations
 
-from .conftest import clip_with_ties, norm_relative
+from ...conftest import clip_with_ties, norm_relative
 
 WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 PARTS = {"positive": WEIGHT.clamp(0), "negative": WEIGHT.clamp(None, 0)}

@@ -18,7 +18,7 @@ from selrel_deploy.compiler.passes.precision import quantised_weight, quantized
 from selrel_deploy.precisions import PRECISIONS, RUNS, check_runs, split_precision
 from selrel_zennit.composites import DTD
 
-from .conftest import clip_with_ties, norm_relative, varied
+from ...conftest import clip_with_ties, norm_relative, varied
 
 aten = torch.ops.aten
 SPEC = sr.ClipSpec(frames=6, short_side=8, crop=8)

@@ -9,7 +9,7 @@ from selrel_deploy import compile_explanation
 from selrel_deploy.compiler.passes.schedule import shorten_lives
 from selrel_deploy.compiler.rewriting import aten
 
-from .conftest import clip_with_ties
+from ...conftest import clip_with_ties
 
 WEIGHT = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 

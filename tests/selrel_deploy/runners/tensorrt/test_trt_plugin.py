@@ -27,7 +27,7 @@ from selrel_deploy.runners.tensorrt.plugin import DOMAIN, PLUGIN, THRESHOLDS, ma
 from selrel_kernels import plugin, select_motion
 from selrel_zennit.selection.relevance_source import RelevanceSource
 
-from .conftest import clip_with_ties
+from ...conftest import clip_with_ties
 
 SELECTIONS = {
     "default": {"n_sigma": 2.0},

@@ -12,7 +12,7 @@ from selrel_deploy.compiler.rewriting import aten
 from selrel_deploy.runners.memory import keep_freed_memory
 from selrel_zennit.composites import DTD
 
-from .conftest import clip_with_ties, norm_relative
+from ...conftest import clip_with_ties, norm_relative
 
 SPEC = sr.ClipSpec(frames=6, short_side=8, crop=8)
 

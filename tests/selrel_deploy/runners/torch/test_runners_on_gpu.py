@@ -18,7 +18,7 @@ from selrel_deploy.artifact.format import read_artifact
 from selrel_deploy.precisions import RUNS_ON_CUDA
 from selrel_deploy.runners.tensorrt.engine import MODULES
 
-from .conftest import clip_with_ties, norm_relative
+from ...conftest import clip_with_ties, norm_relative
 
 pytestmark = pytest.mark.cuda
 
