@@ -29,8 +29,8 @@ from selrel_deploy.runners.tensorrt import engine as tensorrt_engine
 from selrel_kernels import select_motion
 from selrel_zennit.cli import main
 
-from . import gpu_stand_in, tensorrt_stand_in
 from ...conftest import FRAME_SIZE, clip_with_ties
+from . import gpu_stand_in, tensorrt_stand_in
 
 SPEC = small_c3d().spec
 FOUND = {"error": "", "cuda": 13020, "devices": [[gpu_stand_in.GPU, 90], ["Another", 87]], "refusal": ""}
