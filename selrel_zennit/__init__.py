@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from .attribution import build_method as build_method
     from .attribution import one_hot as one_hot
     from .attribution import register_method as register_method
+    from .calibration.measure import calibrate as calibrate
     from .calibration.thresholds import Calibration as Calibration
-    from .calibration.thresholds import calibrate as calibrate
     from .clips.spec import ClipSpec as ClipSpec
     from .clips.video import iter_frames as iter_frames
     from .clips.video import read_frames as read_frames
@@ -39,7 +39,7 @@ _NAMES = {
     "MotionSelection": "selection.selections",
     "Selective": "selection.selections",
     "build_method": "attribution",
-    "calibrate": "calibration.thresholds",
+    "calibrate": "calibration.measure",
     "explain": "pipeline",
     "iter_frames": "clips.video",
     "load_model": "models",

@@ -24,6 +24,7 @@ from .explanation import Explanation, MotionShare, joined
 from .network.kinds import refuse_programs
 from .network.output import checked_logits, logits_of
 from .outputs.files import ClipExplanations
+from .selection.regions import RegionSelection
 from .selection.selections import CalibratedSelection, MotionSelection, Selection
 
 Seconds = dict[str, float]
@@ -75,7 +76,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _fitting(selection: Selection | None, attributor: Attributor) -> Selection:
-    if isinstance(selection, CalibratedSelection):
+    if isinstance(selection, CalibratedSelection | RegionSelection):
         selection.check(attributor)
     return selection or MotionSelection()
 

@@ -1,42 +1,31 @@
-"""Calibration: thresholds that a stated share of the voxels passes where nothing moves, measured and verified."""
+"""Calibration: thresholds that a stated share of the voxels passes where nothing moves, with how they held."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import nn
 from zennit.attribution import Attributor
 
-from selrel_kernels import reference
-
-from ..attribution.foreign import Method, as_attributor
 from ..errors import InputError
 from ..files import atomic_path
 from ..models import MODELS
-from ..pipeline import device_of, explain, spec_of
+from ..selection.regions import RegionNull, RegionSelection
 from ..selection.relevance_source import RelevanceSource
 from ..selection.selections import CalibratedSelection, check_alpha
-from .stills import Stills, synthetic_stills
 
-SCHEMA = 1
+SCHEMA = 2
+CLASSES = ("drawn", "top")
 ALPHAS = (0.01, 0.001)
-CLIPS = 400
-# Clips explained at once: on one thread torch convolves a single clip several times slower than one of a batch.
-_BATCH = 4
+REGION_Q = 0.1
+"""The rate of false discoveries at which regions are verified."""
 TOLERANCE = 0.2
 """How far a false-positive rate on held-out clips may lie from its alpha, as a share of it."""
 
 _SHIPPED = Path(__file__).parent / "shipped"
-
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +57,11 @@ class Calibration:
     clips, held_out    how many frozen clips the thresholds were made from, and verified on
     stills             where the frames of those clips came from
     generator_version  of the synthetic clips, None for others
-    seed               of the choice of frames
+    seed               of the choice of frames, and of the classes
+    classes            which class of a still clip was explained: "drawn" at random, so that the rates hold for whatever
+                       class is asked for, or the clip's own "top" class
+    regions            what regions are tested against; None in files of earlier versions
+    false_alarms       of the held-out clips, the share in which RegionSelection keeps anything at q = REGION_Q
 
     Raises InputError on construction for thresholds or rates that cannot be.
     """
@@ -80,8 +73,13 @@ class Calibration:
     stills: str
     generator_version: int | None
     seed: int
+    classes: str = "top"
+    regions: RegionNull | None = None
+    false_alarms: float | None = None
 
     def __post_init__(self) -> None:
+        if self.classes not in CLASSES:
+            raise InputError(f"the classes of a calibration are {' or '.join(CLASSES)}, got {self.classes!r}")
         if not self.levels:
             raise InputError("a calibration needs thresholds for one alpha at least")
         for level in self.levels:
@@ -93,6 +91,15 @@ class Calibration:
     def alphas(self) -> tuple[float, ...]:
         """The false-positive rates there are thresholds for."""
         return tuple(level.alpha for level in self.levels)
+
+    @property
+    def regions_hold(self) -> bool:
+        """Say whether the share of false alarms lies at REGION_Q or below, or above by no more than chance.
+
+        Of still clips a share q is expected to keep anything; two standard errors of that share are allowed.
+        """
+        chance = math.sqrt(REGION_Q * (1 - REGION_Q) / self.held_out)
+        return self.false_alarms is not None and self.false_alarms <= REGION_Q + 2 * chance
 
     def level(self, alpha: float) -> Level:
         """Return the thresholds for ``alpha``. Raises InputError for one that was not calibrated: none is guessed."""
@@ -107,6 +114,12 @@ class Calibration:
         """Return the selection with false-positive rate ``alpha``; see ``level`` for the error."""
         return CalibratedSelection(alpha, self.level(alpha).thresholds, self.made_for)
 
+    def region_selection(self, q: float = 0.1) -> RegionSelection:
+        """Return the selection of regions, a share ``q`` of them in error. Raises InputError where there is no null."""
+        if self.regions is None:
+            raise InputError("the calibration is of an earlier version and knows no regions: make it anew")
+        return RegionSelection(q, self.regions, self.made_for)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what the JSON file holds."""
         return {
@@ -118,6 +131,9 @@ class Calibration:
             "stills": self.stills,
             "generator_version": self.generator_version,
             "seed": self.seed,
+            "classes": self.classes,
+            "regions": None if self.regions is None else self.regions.to_dict(),
+            "false_alarms": self.false_alarms,
         }
 
     def to_json(self) -> str:
@@ -130,8 +146,10 @@ class Calibration:
         try:
             values = json.loads(text)
             schema = values.pop("schema")
-            if schema != SCHEMA:
+            if schema not in (1, SCHEMA):
                 raise InputError(f"a calibration of schema {schema}, this version reads {SCHEMA}: update selrel-zennit")
+            if values.get("regions") is not None:
+                values["regions"] = RegionNull.from_dict(values["regions"])
             values["made_for"] = RelevanceSource(**values["made_for"])
             values["levels"] = tuple(
                 Level(**{**level, "thresholds": tuple(level["thresholds"])}) for level in values["levels"]
@@ -181,111 +199,3 @@ class Calibration:
 def shipped_for(model: str) -> list[str]:
     """Return the methods for which a calibration of a registered model ships."""
     return sorted(path.stem for path in (_SHIPPED / model).glob("*.json"))
-
-
-def calibrate(
-    model: nn.Module,
-    method: Method = "dtd",
-    stills: Stills | None = None,
-    *,
-    alphas: Sequence[float] = ALPHAS,
-    progress: Progress = iter,
-    **options: Any,
-) -> Calibration:
-    """Measure thresholds on frozen clips of ``model`` and verify them on others.
-
-    A frozen clip is one frame of ``stills`` repeated T times, explained for its own top class. |G_t| of its relevance,
-    divided by Σ|R|, is what the selection sees where nothing moves. The threshold of time step t is the 1−alpha
-    quantile of all its voxels over all clips: the least value that at most a share alpha exceeds. It is exact, no
-    value is binned or left out; a share max(alpha) of all values is held in memory.
-
-    ``method`` is what ``explain`` takes. Without
-    ``stills``, synthetic ones. ``progress`` wraps the loop over all clips.
-
-    Raises InputError for an alpha outside (0, 0.5), too few clips for the smallest alpha, and what ``explain`` refuses.
-    """
-    for alpha in alphas:
-        check_alpha(alpha)
-    attributor = as_attributor(method, model, options)
-    made_for = RelevanceSource.of(attributor)
-    spec = spec_of(model)
-    stills = stills or synthetic_stills(spec, CLIPS, CLIPS)
-    levels = sorted(set(alphas), reverse=True)
-    total = len(stills.fit) * spec.crop * spec.crop
-    if not levels or levels[-1] * total < 1 or not stills.held_out:
-        raise InputError(
-            f"{len(stills.fit)} and {len(stills.held_out)} clips are too few to calibrate alpha "
-            f"{', '.join(f'{alpha:g}' for alpha in levels)} and to verify it: give more"
-        )
-    device = device_of(model)
-    tail = _Tail(total, levels[0])
-    selections: list[CalibratedSelection] = []
-    rates: list[list[float]] = []
-    with attributor:
-        work = [(part, first) for part in (stills.fit, stills.held_out) for first in range(0, len(part), _BATCH)]
-        for part, first in progress(work):
-            frames = np.stack([part[index] for index in range(first, min(first + _BATCH, len(part)))])
-            pixels = np.repeat(frames[:, None], spec.frames, axis=1)
-            clips = torch.from_numpy(spec.from_pixels(pixels)).to(device)
-            relevance = torch.from_numpy(explain(model, clips, attributor).relevance)
-            if part is stills.fit:
-                for gradient in null_gradient(relevance):
-                    tail.add(gradient)
-                continue
-            selections = selections or [CalibratedSelection(a, tail.quantiles(a), made_for) for a in levels]
-            # Over all steps where there is none to leave out, or none to leave in.
-            steps = torch.from_numpy(tail.alive() if tail.alive().any() else ~tail.alive())
-            exceeding = [selection.mask(relevance)[:, steps].float().mean((1, 2, 3)) for selection in selections]
-            rates += torch.stack(exceeding, 1).tolist()
-    mean, error = np.mean(rates, 0), np.std(rates, 0, ddof=min(len(rates) - 1, 1)) / math.sqrt(len(rates))
-    return Calibration(
-        made_for=made_for,
-        levels=tuple(
-            Level(selection.alpha, selection.thresholds, float(rate), float(spread))
-            for selection, rate, spread in zip(selections, mean, error, strict=True)
-        ),
-        clips=len(stills.fit),
-        held_out=len(stills.held_out),
-        stills=stills.source,
-        generator_version=stills.generator_version,
-        seed=stills.seed,
-    )
-
-
-def null_gradient(relevance: torch.Tensor) -> npt.NDArray[np.float32]:
-    """|G| of relevance [B,T,H,W] that is divided by Σ|R| first: float32 [B,T,H·W]. Of a map of zeros: zero."""
-    mass = relevance.abs().sum((1, 2, 3), keepdim=True)
-    gradient = reference.motion_gradient(relevance).abs() / mass.clamp_min(torch.finfo(mass.dtype).tiny)
-    return np.asarray(gradient.flatten(2).numpy(), np.float32)
-
-
-class _Tail:
-    """The greatest values of each time step, out of ``total`` to come: as many as the quantile 1−``share`` needs."""
-
-    def __init__(self, total: int, share: float) -> None:
-        self.total = total
-        self.keep = self._above(share) + 1
-        self.held: list[npt.NDArray[np.float32]] = []
-
-    def add(self, values: npt.NDArray[np.float32]) -> None:
-        """Take in values [T,n]."""
-        self.held.append(values)
-        if sum(part.shape[1] for part in self.held) > 2 * self.keep + values.shape[1]:
-            self.held = [self._greatest()]
-
-    def quantiles(self, alpha: float) -> tuple[float, ...]:
-        """Return for each time step the least number that at most a share ``alpha`` of all values exceeds."""
-        return tuple(np.sort(self._greatest(), axis=1)[:, -1 - self._above(alpha)].tolist())
-
-    def alive(self) -> npt.NDArray[np.bool_]:
-        """Return for each time step whether any value was above zero."""
-        return np.asarray(self._greatest().max(axis=1) > 0)
-
-    def _above(self, alpha: float) -> int:
-        return math.floor(alpha * self.total * (1 + 1e-12))
-
-    def _greatest(self) -> npt.NDArray[np.float32]:
-        values = np.concatenate(self.held, axis=1)
-        if values.shape[1] <= self.keep:
-            return values
-        return np.partition(values, values.shape[1] - self.keep, axis=1)[:, -self.keep :]

@@ -11,10 +11,13 @@ import click
 from tqdm import tqdm
 
 from ..attribution import build_method
-from ..calibration.stills import synthetic_stills, video_stills
-from ..calibration.thresholds import ALPHAS, CLIPS, TOLERANCE, Calibration
-from ..calibration.thresholds import calibrate as measure
+from ..calibration.camera import CODECS, Camera
+from ..calibration.measure import CLIPS
+from ..calibration.measure import calibrate as measure
+from ..calibration.stills import still_footage, synthetic_stills, video_stills
+from ..calibration.thresholds import ALPHAS, CLASSES, REGION_Q, TOLERANCE, Calibration
 from ..clips.spec import ClipSpec
+from ..errors import InputError
 from ..files import atomic_path
 from ..selection.selections import check_alpha
 from .options import allow_unseen_option, json_option, method_options, model_options, open_model, write_json
@@ -32,13 +35,29 @@ from .options import allow_unseen_option, json_option, method_options, model_opt
     help="A video, a folder of frames or a folder of videos to take frames from; may be repeated  [default: synthetic]",
 )
 @click.option(
+    "--still",
+    "footage",
+    multiple=True,
+    metavar="VIDEO",
+    help="Footage in which nothing moves, taken as it is, with the camera's noise and codec; may be repeated.",
+)
+@click.option("--noise", type=float, default=0.0, help="Sensor noise of still clips, σ in grey levels  [default: none]")
+@click.option("--codec", type=click.Choice(CODECS), default="none", help="What still clips go through  [default: none]")
+@click.option(
+    "--classes",
+    type=click.Choice(CLASSES),
+    default="drawn",
+    show_default=True,
+    help="Class that is explained of a still clip: drawn at random, so that the rates hold for any, or its top class.",
+)
+@click.option(
     "--n-clips",
     type=click.IntRange(1),
     default=CLIPS,
     show_default=True,
-    help="Frozen clips to make the thresholds from.",
+    help="Still clips to make the thresholds from.",
 )
-@click.option("--held-out", type=click.IntRange(2), help="Frozen clips to verify them on  [default: as many]")
+@click.option("--held-out", type=click.IntRange(2), help="Still clips to verify them on  [default: as many]")
 @click.option(
     "--alpha",
     "alphas",
@@ -55,6 +74,10 @@ def calibrate(
     method: str,
     pairs: tuple[str, ...],
     paths: tuple[str, ...],
+    footage: tuple[str, ...],
+    noise: float,
+    codec: str,
+    classes: str,
     n_clips: int,
     held_out: int | None,
     alphas: tuple[float, ...],
@@ -65,18 +88,26 @@ def calibrate(
 ) -> int:
     """Measure thresholds with a stated false-positive rate for a model and method, and verify them.
 
-    Clips of one repeated frame are explained; what a share ALPHA of their voxels exceeds becomes the threshold. The
-    exit code is 1 where the rate on the held-out clips lies more than 20 % from ALPHA.
+    Clips of a world that stands still are explained: one frame repeated, as a camera with --noise and --codec films it,
+    or your own footage (--still). What a share ALPHA of their voxels exceeds becomes the threshold, and regions are
+    tested against them (--preset fdr). The exit code is 1 where the rate on the held-out clips lies more than 20 % from
+    ALPHA.
     """
     for alpha in alphas:
         check_alpha(alpha)
+    camera = Camera(noise, codec)
+    if footage and (paths or not camera.exact):
+        raise InputError("--still takes footage as it is: leave out --clips, --noise and --codec")
     model = open_model(**model_settings)
     attributor = build_method(method, model, strict=not allow_unseen, **method_options(pairs))
     spec: ClipSpec = model.spec  # type: ignore[assignment]
     drawn = (n_clips, held_out or n_clips, model_settings["seed"])
-    stills = video_stills(spec, paths, *drawn) if paths else synthetic_stills(spec, *drawn)
+    if footage:
+        stills = still_footage(spec, footage, *drawn)
+    else:
+        stills = video_stills(spec, paths, *drawn, camera) if paths else synthetic_stills(spec, *drawn, camera)
     with atomic_path(out) as temporary:  # a place that cannot be written fails here, not after the work
-        calibration = measure(model, attributor, stills, alphas=alphas, progress=_progress)
+        calibration = measure(model, attributor, stills, alphas=alphas, classes=classes, progress=_progress)
         Path(temporary).write_text(calibration.to_json(), encoding="utf-8")
     write_json(json_path, calibration.to_dict())
     if json_path != "-":
@@ -93,17 +124,23 @@ def calibrate(
 
 
 def _progress(clips: Iterable[Any]) -> Iterable[Any]:
-    return tqdm(clips, desc="frozen clips", unit="batch", disable=None)  # type: ignore[no-any-return]
+    return tqdm(clips, desc="still clips", unit="batch", disable=None)  # type: ignore[no-any-return]
 
 
 def _report(calibration: Calibration, out: str) -> None:
     made_for = calibration.made_for
     print(f"{made_for.method} on {made_for.model}: thresholds on |G|, of relevance with Σ|R| = 1 a clip")
-    print(f"{calibration.clips} frozen clips, verified on {calibration.held_out} others ({calibration.stills})")
+    of = "classes drawn at random" if calibration.classes == "drawn" else "the top class of each"
+    print(f"{calibration.clips} still clips, verified on {calibration.held_out} others ({calibration.stills}); {of}")
     for level in calibration.levels:
         low, high = min(level.thresholds), max(level.thresholds)
         print(
             f"alpha {level.alpha:g}: thresholds {low:.3g} … {high:.3g}, false-positive rate held out "
             f"{level.held_out_rate:.3g} ± {level.held_out_error:.1g} ({level.held_out_rate / level.alpha - 1:+.0%})"
+        )
+    if calibration.false_alarms is not None:
+        print(
+            f"regions at q = {REGION_Q:g}: any is kept in {calibration.false_alarms:.1%} of the held-out still clips"
+            + ("" if calibration.regions_hold else ", more than promised: give more clips with --n-clips")
         )
     print(f"wrote {out}")

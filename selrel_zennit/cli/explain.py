@@ -58,6 +58,7 @@ def explain(
     n_sigma: float | None,
     preset: str,
     alpha: float | None,
+    q: float | None,
     calibration_path: str | None,
     target: str,
     versus: str | None,
@@ -85,7 +86,7 @@ def explain(
         check_writable(json_path)
     palette(cmap, level)  # a wrong name fails here, not after the work
     options = method_options(pairs)
-    settings = selection_settings(preset, n_sigma, alpha, calibration_path)
+    settings = selection_settings(preset, n_sigma, alpha, q, calibration_path)
     with staged_folder(out) as folder:
         model = open_model(**model_settings)
         provenance: dict[str, Any] = model.provenance  # type: ignore[assignment]

@@ -93,7 +93,8 @@ def _presets() -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = [{"name": name, "summary": preset.summary} for name, preset in PRESETS.items()]
     calibrated = {
-        "name": "calibrated",
-        "summary": "a threshold per frame from frozen clips, with a stated false-positive rate: `selrel calibrate`",
+        "calibrated": "a threshold per frame from still clips, with a stated false-positive rate: `selrel calibrate`",
+        "fdr": "regions, tested against still clips, with a stated rate of false discoveries: `selrel calibrate`",
     }
-    return [*rows, calibrated | {f"shipped for {model}": shipped_for(model) for model in MODELS if shipped_for(model)}]
+    shipped = {f"shipped for {model}": shipped_for(model) for model in MODELS if shipped_for(model)}
+    return [*rows, *({"name": name, "summary": summary, **shipped} for name, summary in calibrated.items())]

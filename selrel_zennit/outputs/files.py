@@ -181,8 +181,9 @@ def _probabilities(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floa
 
 def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any], style: Style) -> Any:
     explanation, entry = clips.explanation, summary["clips"][index]
-    calibrated = summary["preset"] == "calibrated"
-    level = f"α {summary['alpha']:g}" if calibrated else f"{summary['n_sigma']:g}σ"
+    rates = {"calibrated": ("α", "alpha"), "fdr": ("q", "q")}
+    sign, key = rates.get(summary["preset"], ("", ""))
+    level = f"{sign} {summary[key]:g}" if key else f"{summary['n_sigma']:g}σ"
     model = summary["model"]
     if str(summary.get("weights")).startswith("random"):
         # A picture is passed on without the warnings that stand in the summary.

@@ -20,6 +20,7 @@ _SETTINGS = {
     "preset": "Selection preset",
     "n_sigma": "Threshold, n σ",
     "alpha": "False-positive rate, α",
+    "q": "Rate of false discoveries, q",
     "runner": "Runner",
     "device": "Device",
     "info": "Details",
@@ -57,9 +58,12 @@ _FROZEN = (
     "that much passes without motion.</p>"
 )
 _CALIBRATED = (
-    "The threshold was calibrated on frozen clips, so that a known small share passes where nothing moves. It holds "
-    "for the model and method it was made for, and for the class that a frozen clip is taken for; the frozen share "
-    "beside it is of the class explained here. Between models a motion share is no absolute measurement."
+    "The threshold was calibrated on clips that stand still, so that a known small share passes where nothing moves. "
+    "It holds for the model and method it was made for. Between models a motion share is no absolute measurement."
+)
+_REGIONS = (
+    "Regions were tested against clips that stand still. Of such a clip any region is kept with probability q, the "
+    "rate of false discoveries. It holds for the model and method that were calibrated."
 )
 
 
@@ -97,7 +101,7 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
         warnings=_sentences("Warnings", summary.get("warnings", ()), "warnings"),
         notes=_sentences("Notes", summary.get("notes", ()), "notes"),
         frozen="" if math.isnan(still) else _FROZEN.format(mass=_percent(mass), still=_percent(still)),
-        caveat=_CALIBRATED if summary.get("preset") == "calibrated" else _RELATIVE,
+        caveat={"calibrated": _CALIBRATED, "fdr": _REGIONS}.get(str(summary.get("preset")), _RELATIVE),
         speed=_speed(summary.get("overlay", {}).get("speed")),
         video=_base64(media["overlay"]),
         strip=_base64(media["strip"]),

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from selrel_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .regions import RegionNull as RegionNull
+    from .regions import RegionSelection as RegionSelection
     from .relevance_source import RelevanceSource as RelevanceSource
     from .selections import PRESETS as PRESETS
     from .selections import CalibratedSelection as CalibratedSelection
@@ -16,6 +18,8 @@ _NAMES = {
     "CalibratedSelection": "selections",
     "MotionSelection": "selections",
     "PRESETS": "selections",
+    "RegionNull": "regions",
+    "RegionSelection": "regions",
     "RelevanceSource": "relevance_source",
     "Selection": "selections",
     "Selective": "selections",

@@ -18,6 +18,7 @@ from ..attribution.foreign import as_attributor
 from ..errors import InputError
 from ..text import close_names
 from .presets import SETTINGS
+from .regions import RegionSelection
 from .relevance_source import RelevanceSource
 
 Array = TypeVar("Array", torch.Tensor, npt.NDArray[Any])
@@ -115,7 +116,7 @@ class CalibratedSelection:
         return self(relevance)[1]
 
 
-Selection = MotionSelection | CalibratedSelection
+Selection = MotionSelection | CalibratedSelection | RegionSelection
 
 
 def check_alpha(alpha: Any) -> None:
@@ -149,7 +150,7 @@ class Selective(Attributor):
         if isinstance(attributor, Selective):
             raise InputError("the attributor selects already: pass Selective(…) or a selection, not both")
         attributor = as_attributor(attributor, attributor.model)
-        if isinstance(selection, CalibratedSelection):
+        if not isinstance(selection, MotionSelection | None):
             selection.check(attributor)
         super().__init__(attributor.model, attributor.composite)
         self.attributor = attributor

@@ -82,6 +82,7 @@ def export(
     n_sigma: float | None,
     preset: str,
     alpha: float | None,
+    q: float | None,
     calibration_path: str | None,
     videos: tuple[str, ...],
     allow_unseen: bool,
@@ -105,7 +106,7 @@ def export(
         raise InputError("--device: graphs are compiled on the processor, and run where they are opened")
     size = _frame_size(kind, frame_size)
     options = method_options(pairs)
-    settings = selection_settings(preset, n_sigma, alpha, calibration_path)
+    settings = selection_settings(preset, n_sigma, alpha, q, calibration_path)
     model = open_model(**model_settings)
     spec: ClipSpec = model.spec  # type: ignore[assignment]
     attributor = build_method(method, model, strict=not allow_unseen, **options)

@@ -15,6 +15,7 @@ from zennit.attribution import Attributor
 
 from selrel_zennit.attribution.foreign import Method, as_attributor
 from selrel_zennit.errors import InputError
+from selrel_zennit.selection.regions import RegionSelection
 from selrel_zennit.selection.selections import CalibratedSelection, MotionSelection, Selection, Selective
 
 from ..artifact.format import OUTPUTS
@@ -180,6 +181,8 @@ def compile_explanation(
     if any(module.training for module in attributor.model.modules()):
         raise InputError("the model is in training mode: call model.eval() before compiling its explanation")
     selection = selection or MotionSelection()
+    if isinstance(selection, RegionSelection):
+        raise InputError("regions (--preset fdr) are selected in torch alone: compile with --preset calibrated")
     if isinstance(selection, CalibratedSelection):
         selection.check(attributor)
     graph = trace(attributor, clip, selection)

@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def calibration(model):
-    return sr.calibrate(model, "gradient", noise_stills(20, 10), alphas=(0.01, 0.05))
+    return sr.calibrate(model, "gradient", noise_stills(20, 10), alphas=(0.01, 0.05), classes="top")
 
 
 def null(model, frame):
@@ -67,7 +67,7 @@ def test_thresholds_are_the_quantiles_of_the_null(model, calibration):
 
 
 def test_the_false_positive_rate_holds_on_other_clips(model):
-    calibration = sr.calibrate(model, "gradient", noise_stills(80, 80), alphas=(0.05, 0.01))
+    calibration = sr.calibrate(model, "gradient", noise_stills(80, 80), alphas=(0.05, 0.01), classes="top")
     assert all(level.holds for level in calibration.levels), calibration.levels
     # A third set of clips, through the public selection.
     for alpha in calibration.alphas:
@@ -77,6 +77,24 @@ def test_the_false_positive_rate_holds_on_other_clips(model):
             for frame in noise_stills(80, 0, seed=1).fit
         ]
         assert abs(np.mean(kept) - alpha) <= TOLERANCE * alpha
+
+
+def test_drawn_classes_hold_for_any_class(model):
+    """The rate of a class that no clip is taken for: of its own top class it is another."""
+    stills = noise_stills(160, 160)
+    calibration = sr.calibrate(model, "gradient", stills, alphas=(0.05,))
+    assert calibration.classes == "drawn"
+    assert calibration.levels[0].holds
+    selection, rng = calibration.selection(0.05), np.random.default_rng(5)
+    kept = [
+        sr.explain(
+            model, model.spec.clip(np.stack([frame] * 16)), "gradient", int(rng.integers(5)), selection=selection
+        ).mask.mean()
+        for frame in noise_stills(120, 0, seed=1).fit
+    ]
+    assert abs(np.mean(kept) - 0.05) <= TOLERANCE * 0.05
+    with pytest.raises(sr.InputError, match="'drawn' or 'top'"):
+        sr.calibrate(model, "gradient", stills, classes="all")
 
 
 def test_a_rate_outside_the_tolerance_does_not_hold(calibration):
@@ -89,7 +107,7 @@ def test_a_rate_outside_the_tolerance_does_not_hold(calibration):
 def test_time_steps_at_which_a_method_cannot_change_are_not_counted(model):
     """Grad-CAM at a layer of two time steps, upsampled to 16: flat over the first and the last three."""
     stills = noise_stills(60, 60)
-    calibration = sr.calibrate(model, "gradcam", stills, alphas=(0.05,), layer="relu4a")
+    calibration = sr.calibrate(model, "gradcam", stills, alphas=(0.05,), classes="top", layer="relu4a")
     (level,) = calibration.levels
     still = np.asarray(level.thresholds) == 0
     assert still.any()
@@ -125,7 +143,7 @@ def test_json_round_trip(calibration, tmp_path):
     assert sr.Calibration.read(tmp_path / "a.json") == calibration
     assert sr.Calibration.from_json(calibration.to_json()) == calibration
     held = json.loads(calibration.to_json())
-    assert held["schema"] == 1
+    assert held["schema"] == 2
     assert held["made_for"]["method"] == "gradient"
     assert held["made_for"]["clip_spec"]["frames"] == 16
 
@@ -137,7 +155,7 @@ def test_files_that_are_no_calibration(calibration, tmp_path):
         "garbage": "{",
         "a list": "[]",
         "no schema": "{}",
-        "later": json.dumps({**good, "schema": 2}),
+        "later": json.dumps({**good, "schema": 3}),
         "unknown field": json.dumps({**good, "extra": 1}),
         "no levels": json.dumps({**good, "levels": []}),
         "alpha": json.dumps({**good, "levels": [{**level, "alpha": 0.5}]}),
@@ -273,7 +291,7 @@ def test_calibrate_and_explain(tmp_path, capsys):
     arguments = [*SMALL, "--method", "gradient", "--n-clips", "40", "--alpha", "0.05", "-o", str(file)]
     assert main(["calibrate", *arguments, "--json", str(tmp_path / "same.json")]) == 0
     printed = capsys.readouterr().out
-    assert "40 frozen clips" in printed
+    assert "40 still clips" in printed
     assert "alpha 0.05" in printed
     calibration = sr.Calibration.read(file)
     assert json.loads((tmp_path / "same.json").read_text()) == calibration.to_dict()
@@ -290,7 +308,17 @@ def test_calibrate_and_explain(tmp_path, capsys):
         assert np.array_equal(arrays["mask"], expected.mask)
         assert arrays["mask"].any()
 
-    capsys.readouterr()
+    regions = ["--preset", "fdr", "--q", "0.3", "--calibration", str(file), "--method", "gradient", "--out", str(out)]
+    assert main(["explain", *SMALL, *regions]) == 0
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["preset"], summary["q"], summary["n_sigma"]) == ("fdr", 0.3, None)
+    assert "rate of false discoveries" in (out / "report.html").read_text(encoding="utf-8")
+    with np.load(out / "explanation.npz") as arrays:
+        expected = sr.explain(model, clip, "gradient", selection=calibration.region_selection(0.3))
+        assert np.array_equal(arrays["mask"], expected.mask)
+    assert main(["export", *SMALL, *regions[:-2], "-o", str(tmp_path / "a.onnx")]) == 2
+    assert "torch alone" in capsys.readouterr().err
+
     refused = {
         "another method": [*explain, "--alpha", "0.05", "--method", "dtd"],
         "only for 0.05": [*explain, "--method", "gradient"],
@@ -298,6 +326,8 @@ def test_calibrate_and_explain(tmp_path, capsys):
         "give --alpha": [*explain, "--n-sigma", "4"],
         "missing.json": [*explain, "--calibration", str(tmp_path / "missing.json")],
         "no calibration ships": ["explain", *SMALL, "--preset", "calibrated", "--out", str(out)],
+        "--q goes with": ["explain", *SMALL, "--q", "0.1", "--out", str(out)],
+        "give --q": [*explain[:-4], "--preset", "fdr", "--n-sigma", "4"],
         "--alpha goes with": ["explain", *SMALL, "--alpha", "0.05", "--out", str(out)],
         "--calibration goes with": ["explain", *SMALL, "--calibration", str(file), "--out", str(out)],
     }
@@ -319,7 +349,7 @@ def test_a_calibration_that_does_not_hold_is_written_and_fails(tmp_path, capsys)
     out = tmp_path / "out"
     chosen = ["--method", "gradcam", "--preset", "calibrated", "--alpha", "0.01", "--calibration", str(file)]
     assert main(["explain", *SMALL, *chosen, "--out", str(out)]) == 0
-    assert "held-out frozen clips" in capsys.readouterr().err
+    assert "held-out still clips" in capsys.readouterr().err
 
 
 def test_calibrate_refuses_in_one_line(tmp_path, capsys):
