@@ -18,7 +18,6 @@ from networks import FewLayers, few_layers, small_c3d
 from selrel_deploy import compile_explanation, open_runner
 from selrel_deploy.compiler import ExplanationGraph
 from selrel_deploy.precisions import RUNS_ON_CUDA, check_runs
-from selrel_deploy.runners.torch import inductor
 from selrel_deploy.runners.torch import on_cuda as torch_cuda
 from selrel_deploy.runners.torch.on_cuda import float32_products, on_device
 
@@ -229,7 +228,7 @@ def put_the_processor_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_cuda, "cuda_device", lambda device: torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Stand-in")
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(inductor, "compile_frozen", lambda module, *examples: module)
+    monkeypatch.setattr(torch_cuda, "compile_frozen", lambda module, *examples: module)
 
 
 def stand_in_for_record(call: Any) -> Any:
@@ -280,6 +279,6 @@ def test_torch_with_the_processor_in_place_of_the_device(
         run(clip.numpy())
     if runner == "inductor":
         flipped = lambda module, *examples: lambda *given: [value.flip(-1) for value in module(*given)]  # noqa: E731
-        monkeypatch.setattr(inductor, "compile_frozen", flipped)
+        monkeypatch.setattr(torch_cuda, "compile_frozen", flipped)
         with pytest.raises(sr.InputError, match=r"inductor computes another explanation .* use the eager runner"):
             open_runner(graph, runner, device="cuda", **options)

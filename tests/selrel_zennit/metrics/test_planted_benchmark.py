@@ -139,10 +139,10 @@ def test_the_cache_is_used_until_something_changes(planted, run, monkeypatch):
 def test_the_fingerprint_covers_the_code(planted):
     files = set()
     planted.add_code(METHODS["dtd"].build.__module__, files)
-    assert {"gradient.py", "base.py", "composites.py", "clip.py"} <= {path.name for path in files}
+    assert {"gradient.py", "base.py", "composites.py", "spec.py"} <= {path.name for path in files}
     assert "cam.py" not in {path.name for path in files}
     planted.add_code(MotionSelection.__module__, files)
-    assert {"selection.py", "reference.py"} <= {path.name for path in files}
+    assert {"selections.py", "reference.py"} <= {path.name for path in files}
 
 
 class Stub(torch.nn.Module):

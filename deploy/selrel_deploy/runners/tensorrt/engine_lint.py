@@ -83,7 +83,7 @@ def installed() -> bool:
 def _in_a_process(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{file} does not exist: give the NAME.onnx of an artifact")
-    command = [sys.executable, "-m", f"{__package__}.trt_build", str(file)]
+    command = [sys.executable, "-m", f"{__package__}.build", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     answers = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not answers:
