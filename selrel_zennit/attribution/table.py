@@ -221,6 +221,16 @@ _TABLE = (
         own_options=("epsilon", "zero_params"),
     ),
     MethodEntry(
+        "motion_lrp",
+        "motion:motion_lrp",
+        summary="LRP on differences: what motion changes in the margin over the other classes, shared out; sums to it",
+        citation="this project: docs/explanation/motion.md",
+        passes=18.0,
+        compilable=True,
+        rules=True,
+        own_options=("reference", "frames", "beta", "output", "vacated"),
+    ),
+    MethodEntry(
         "occlusion",
         "occlusion:occlusion",
         summary="drop of the target's logit when a window of space and time is covered",

@@ -110,12 +110,44 @@ class Step(nn.Module):
         return self.shown(self.squashed_cell(cell), show), cell
 
 
+class SeenStep(nn.Module):
+    """One step of an LSTM whose gates are layers too, and whose products have both factors: for rules on differences."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        weights = weight.detach().chunk(4)
+        biases = (None,) * 4 if bias is None else bias.detach().chunk(4)
+        outputs, inputs = weights[0].shape
+        self.layers = nn.ModuleList()
+        for one, shift in zip(weights, biases, strict=True):
+            layer = nn.Linear(inputs, outputs, shift is not None, device="meta")
+            layer.weight = nn.Parameter(one, requires_grad=False)
+            if shift is not None:
+                layer.bias = nn.Parameter(shift, requires_grad=False)
+            self.layers.append(layer)
+        self.squashes = nn.ModuleList([nn.Sigmoid(), nn.Sigmoid(), nn.Tanh(), nn.Sigmoid()])
+        self.squashed_cell = nn.Tanh()
+        self.kept, self.taken, self.shown = Gate(), Gate(), Gate()
+        self.sum = Sum()
+
+    def forward(
+        self, input: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the hidden state and the cell after the step, [B,H] both."""
+        joined = torch.cat([input, hidden], 1)
+        take, keep, candidate, show = (
+            squash(layer(joined)) for layer, squash in zip(self.layers, self.squashes, strict=True)
+        )
+        cell = self.sum(torch.stack([self.kept(cell, keep), self.taken(candidate, take)], dim=-1))
+        return self.shown(self.squashed_cell(cell), show), cell
+
+
 class LSTMCanonizer(Canonizer):
     """Writes every nn.LSTM out as steps of modules, as many as it takes on the network's clip.
 
     Relevance then goes through the candidates (linear layers, whose rule is the composite's) and through the sums of
     the cell, in proportion; the gates get none, and tanh passes it on. The steps are the module's children while the
-    canonizer is there.
+    canonizer is there. With ``seen_gates`` gates are layers with rules as well (SeenStep).
 
     ``shape`` is that of a clip without the batch, by default ``model.spec.shape``. Raises InputError for recurrent
     modules of another kind: bidirectional, with projections, nn.GRU, nn.RNN.
@@ -123,8 +155,8 @@ class LSTMCanonizer(Canonizer):
     Source: Arras et al. 2017, arXiv 1706.07206; Arras et al. 2019, arXiv 1909.12114.
     """
 
-    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, ...] | None = None, seen_gates: bool = False) -> None:
+        self.shape, self.seen_gates = shape, seen_gates
         self.module: nn.LSTM | None = None
 
     def apply(self, root_module: nn.Module) -> list[Canonizer]:
@@ -137,7 +169,7 @@ class LSTMCanonizer(Canonizer):
         dry_run(root_module, self.shape, watch, nn.LSTM)
         instances: list[Canonizer] = []
         for module in modules:
-            instance = LSTMCanonizer(self.shape)
+            instance = LSTMCanonizer(self.shape, self.seen_gates)
             instance.register(module, watch.lengths.get(module, 0))
             instances.append(instance)
         return instances
@@ -151,7 +183,8 @@ class LSTMCanonizer(Canonizer):
             bias = None
             if module.bias:
                 bias = getattr(module, f"bias_ih_l{number}") + getattr(module, f"bias_hh_l{number}")
-            layers.append(nn.ModuleList(Step(weight, bias) for _ in range(length)))
+            kind = SeenStep if self.seen_gates else Step
+            layers.append(nn.ModuleList(kind(weight, bias) for _ in range(length)))
         module.add_module("canonizer_layers", layers.train(module.training))
         object.__setattr__(module, "forward", _unrolled.__get__(module))
         self.module = module
