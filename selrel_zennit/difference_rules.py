@@ -51,7 +51,7 @@ class Passes:
 
 
 class DifferenceRule(Hook):
-    """A rule that sees both states of its module: ``states("input")`` and ``states("output")`` are (clip's, reference's).
+    """A rule that sees both states of its module: ``states`` of its inputs and output are (the clip's, the reference's).
 
     ``beta`` is that of the module's docstring, for rules that share.
     """
@@ -138,24 +138,22 @@ class AverageDifference(DifferenceRule):
             extent = change.abs().requires_grad_()
             size = module.forward(extent)
             shares = self.shares(grad_output[0], size.detach(), self.change("output"))
-            by_size, by_sign = (
-                torch.autograd.grad(size, extent, share, retain_graph=True)[0] for share in shares
-            )
+            by_size, by_sign = (torch.autograd.grad(size, extent, share, retain_graph=True)[0] for share in shares)
         return (extent.detach() * by_size + change * by_sign,)
 
 
 class MaxDifference(DifferenceRule):
     """Max pools: all relevance goes to the winner of the greater of the two maxima.
 
-    There the change has the sign of the output's: where the clip's maximum is the greater one, the reference has less at
-    that very place, and the other way round.
+    There the change has the sign of the output's: where the clip's maximum is the greater one, the reference has less
+    at that very place, and the other way round.
     """
 
     def backward(self, module: Any, grad_input: Any, grad_output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the relevance of the input's change."""
         clip, reference = self.states("output")
         of_clip = (clip >= reference).to(clip)
-        parts = []
+        parts: list[Tensor] = []
         for values, share in zip(self.states("input 0"), (of_clip, 1 - of_clip), strict=True):
             with torch.enable_grad():
                 given = values.detach().requires_grad_()
@@ -230,7 +228,7 @@ def _applied(module: Any, values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _transposed(module: Any, relevance: Tensor, like: Tensor, weight: Tensor) -> Tensor:
-    """Return wᵀ of a layer with other weights: its derivative, which is the same everywhere. ``like`` gives the shape."""
+    """Return wᵀ of a layer with other weights: its derivative, the same everywhere. ``like`` gives the shape."""
     if isinstance(module, Convolution) and not isinstance(module.padding, str) and module.padding_mode == "zeros":
         transposed = isinstance(module, ConvolutionTranspose)
         batched = like.ndim == weight.ndim
@@ -252,5 +250,7 @@ def _transposed(module: Any, relevance: Tensor, like: Tensor, weight: Tensor) ->
     if isinstance(module, Convolution):
         with torch.enable_grad():
             values = torch.zeros_like(like).requires_grad_()
-            return torch.autograd.grad(_applied(module, values, weight), values, relevance)[0]
-    return relevance @ weight
+            (made,) = torch.autograd.grad(_applied(module, values, weight), values, relevance)
+        return made
+    found: Tensor = relevance @ weight
+    return found

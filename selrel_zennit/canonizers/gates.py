@@ -111,7 +111,7 @@ class Step(nn.Module):
 
 
 class SeenStep(nn.Module):
-    """One step of an LSTM whose gates are layers too, and whose products have both factors: for rules on differences."""
+    """One step of an LSTM whose gates are layers too, and whose products have two factors: for rules on differences."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()

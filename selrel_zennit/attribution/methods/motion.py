@@ -36,9 +36,7 @@ class MotionLRP(VideoAttributor):
 
     records = False
 
-    def __init__(
-        self, model: nn.Module, reference: str, frames: int, beta: float, output: str, vacated: str
-    ) -> None:
+    def __init__(self, model: nn.Module, reference: str, frames: int, beta: float, output: str, vacated: str) -> None:
         composite = Differences(beta, canonizers=[DifferenceCanonizer()])
         super().__init__(model, composite)
         self.references = make_reference(reference, frames)
@@ -78,10 +76,11 @@ class MotionLRP(VideoAttributor):
 
 
 def against_others(weights: Tensor) -> Tensor:
-    """Turn an output attribution [B,K] into that of the margin: A_c − Σ_{k≠c} A_k ÷ (K−1). Raises InputError for K = 1."""
+    """Turn an output attribution A [B,K] into the margin's: A_c − Σ_{k≠c} A_k ÷ (K−1). Raises InputError for K = 1."""
     if weights.shape[1] < 2:
         raise InputError("a model with one class has no margin over others; use output='logit'")
-    return weights - (weights.sum(1, keepdim=True) - weights) / (weights.shape[1] - 1)
+    made: Tensor = weights - (weights.sum(1, keepdim=True) - weights) / (weights.shape[1] - 1)
+    return made
 
 
 def _vacated(clip: Tensor, reference: Tensor) -> Tensor:
