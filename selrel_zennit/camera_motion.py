@@ -1,34 +1,42 @@
-"""How the camera moved in a clip, and a still world as it would have seen it: features followed, homographies by RANSAC.
+"""How the camera moved in a clip, and a still world as it would have seen it.
 
-For references that do not count camera motion as motion. OpenCV does the following and the fitting.
+For references that do not count camera motion as motion. Shifts are tried one by one; for what turns and zooms, OpenCV
+follows corners (Lucas and Kanade) and fits a homography (RANSAC).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise, product
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .errors import InputError
 
 Array = npt.NDArray[np.float64]
 
-# Fewer features that agree say nothing about a camera; a motion of the corners below so many pixels is none.
+Grey = npt.NDArray[np.uint8]
+
+# Fewer corners that agree say nothing about a camera; a motion of the frame's corners below so many pixels is none.
 _FEWEST, _STILL = 12, 0.25
-_WINDOW = {"winSize": (15, 15), "maxLevel": 3}
+# A pixel off by more counts as off by so many grey levels: what moves by itself. A less simple motion must fit better
+# by this factor.
+_FARTHEST, _BETTER = 16.0, 0.9
+_REACH = 8
 
 
-def camera_path(frames: npt.NDArray[np.uint8]) -> Array:
+def camera_path(frames: Grey) -> Array:
     """Return where the camera looks in each frame, uint8 [T,H,W]: [T,3,3], homographies from the first frame to each.
 
-    Corners are followed from each frame to the next (Lucas-Kanade), and a homography fitted to what most of them agree
-    on (RANSAC), so that things that move are left out. Where fewer than 12 agree the camera counts as standing still.
+    Of no motion, shifts and a homography, the step from each frame to the next is the one that fits best, pixel by
+    pixel: what moves by itself is outvoted as long as it is small. A camera before a blank wall counts as still.
     """
     path = [np.eye(3)]
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in pairwise(frames):
         path.append(_step(before, after) @ path[-1])
     return np.stack(path)
 
@@ -39,7 +47,7 @@ def following(clip: Tensor, at: int) -> Tensor:
     What frame ``at`` did not show is taken from the frame itself, which claims no motion there. A clip whose camera
     stands still gives frame ``at``, repeated to the last bit. Raises InputError while a static graph is traced.
     """
-    if _get_current_dispatch_mode() is not None and not isinstance(clip, torch._subclasses.FakeTensor):
+    if get_proxy_mode() is not None:
         raise InputError(
             "the camera's motion is estimated from values, which no static graph can: use reference=frames"
         )
@@ -59,23 +67,63 @@ def following(clip: Tensor, at: int) -> Tensor:
     return made
 
 
-def _step(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> Array:
+def _step(before: Grey, after: Grey) -> Array:
+    """Return the motion that fits best: none, a shift, or a homography; the simpler one where they are even."""
+    candidates = [np.eye(3), _best_shift(before, after), *_by_features(before, after)]
+    best, least = candidates[0], _misfit(candidates[0], before, after)
+    for move in candidates[1:]:
+        misfit = _misfit(move, before, after)
+        if misfit < _BETTER * least:
+            best, least = move, misfit
+    return best
+
+
+def _best_shift(before: Grey, after: Grey) -> Array:
+    """Try every shift of up to 8 pixels, of frames that are made small first: a wave or a wall has no corners."""
+    scale = max(1, round(max(before.shape) / 128))
+    small = [
+        cv2.resize(frame, None, fx=1 / scale, fy=1 / scale, interpolation=cv2.INTER_AREA) for frame in (before, after)
+    ]
+    first, second = (frame.astype(np.int16) for frame in small)
+    height, width = first.shape
+    best, least = (0, 0), np.inf
+    for y, x in sorted(product(range(-_REACH, _REACH + 1), repeat=2), key=lambda shift: abs(shift[0]) + abs(shift[1])):
+        own = first[max(-y, 0) : height - max(y, 0), max(-x, 0) : width - max(x, 0)]
+        other = second[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
+        misfit = np.minimum(np.abs(own - other), int(_FARTHEST)).mean()
+        if misfit < least:
+            best, least = (y, x), misfit
+    return _shift(best[1] * scale, best[0] * scale)
+
+
+def _by_features(before: Grey, after: Grey) -> list[Array]:
+    """Follow corners (Lucas-Kanade) and fit what most of them agree on: a homography, and their median shift."""
     points = cv2.goodFeaturesToTrack(before, 300, 0.01, 3)
     if points is None or len(points) < _FEWEST:
-        return np.eye(3)
-    found, known, _ = cv2.calcOpticalFlowPyrLK(before, after, points, None, **_WINDOW)  # type: ignore[call-overload]
-    kept = known.ravel() == 1
-    if kept.sum() < _FEWEST:
-        return np.eye(3)
-    move, agree = cv2.findHomography(points[kept], found[kept], cv2.RANSAC, 1.0)
+        return []
+    found, known, _ = cv2.calcOpticalFlowPyrLK(before, after, points, points.copy(), winSize=(15, 15), maxLevel=3)
+    points, found = points[known.ravel() == 1], found[known.ravel() == 1]
+    if len(points) < _FEWEST:
+        return []
+    move, agree = cv2.findHomography(points, found, cv2.RANSAC, 1.0)
     if move is None or agree.sum() < _FEWEST or _displacement(move, *before.shape) > max(before.shape) / 2:
-        return np.eye(3)
-    # A homography of few points bends where there are none; where a shift says the same, the shift it is.
-    shift = np.eye(3)
-    shift[:2, 2] = np.median((found - points)[kept][agree.ravel() == 1].reshape(-1, 2), axis=0)
-    left = (points[kept] + shift[:2, 2] - found[kept])[agree.ravel() == 1]
-    chosen = shift if np.abs(left).max() < 1.0 else move
-    return np.asarray(chosen, np.float64)
+        return []
+    x, y = np.median((found - points)[agree.ravel() == 1].reshape(-1, 2), axis=0)
+    return [_shift(float(x), float(y)), np.asarray(move, np.float64)]
+
+
+def _shift(x: float, y: float) -> Array:
+    move = np.eye(3)
+    move[:2, 2] = x, y
+    return move
+
+
+def _misfit(move: Array, before: Grey, after: Grey) -> float:
+    """Return how far pixels are off after a motion, in grey levels, each counted to 16: the mean of those in view."""
+    height, width = before.shape
+    moved = cv2.warpPerspective(before.astype(np.float32), move, (width, height), borderValue=-1)
+    off = np.minimum(np.abs(moved - after), _FARTHEST)[moved >= 0]
+    return float(off.mean()) if off.size > before.size / 2 else _FARTHEST
 
 
 def _displacement(move: Array, height: int, width: int) -> float:
@@ -84,7 +132,8 @@ def _displacement(move: Array, height: int, width: int) -> float:
     return float(np.linalg.norm(cv2.perspectiveTransform(corners, move) - corners, axis=-1).max())
 
 
-def _grey(clip: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def _grey(clip: npt.NDArray[np.float32]) -> Grey:
     mean = clip.mean(0)
     low, high = float(mean.min()), float(mean.max())
-    return np.rint((mean - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    scaled: Grey = np.rint((mean - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    return scaled

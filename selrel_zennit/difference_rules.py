@@ -51,7 +51,7 @@ class Passes:
 
 
 class DifferenceRule(Hook):
-    """A rule that sees both states of its module: ``states`` of its inputs and output are (the clip's, the reference's).
+    """A rule that sees both states of its module: its inputs and output for the clip, and for the reference.
 
     ``beta`` is that of the module's docstring, for rules that share.
     """
@@ -246,7 +246,8 @@ def _transposed(module: Any, relevance: Tensor, like: Tensor, weight: Tensor) ->
             module.groups,
             [True, False, False],
         )
-        return made if batched else made[0]
+        back: Tensor = made if batched else made[0]
+        return back
     if isinstance(module, Convolution):
         with torch.enable_grad():
             values = torch.zeros_like(like).requires_grad_()

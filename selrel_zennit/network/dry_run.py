@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol
 
 import torch
@@ -60,7 +62,8 @@ def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch, kinds
 
     try:
         try:
-            run(FakeTensorMode(allow_non_fake_inputs=True))
+            with _silent(logging.getLogger("torch._subclasses.fake_tensor")):
+                run(FakeTensorMode(allow_non_fake_inputs=True))
         except InputError:
             raise
         except Exception:  # what a network does to look at values
@@ -70,6 +73,16 @@ def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch, kinds
     except Exception as error:
         clip = torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device)
         raise InputError(does_not_run(model, clip, error)) from None
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Let nothing be logged: what fails on fake tensors is said in one sentence, or works without them."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def does_not_run(model: nn.Module, clip: torch.Tensor, error: Exception) -> str:

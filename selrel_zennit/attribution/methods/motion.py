@@ -87,7 +87,8 @@ def _vacated(clip: Tensor, reference: Tensor) -> Tensor:
     """Return 1 where a voxel differs from the reference because of the reference, 0 elsewhere: [B,1,T,H,W]."""
     (median,) = make_reference("median")(clip)
     own, others = ((values - median).abs().sum(1, keepdim=True) for values in (clip, reference))
-    return (own < others).to(clip)
+    nearer: Tensor = own < others
+    return nearer.to(clip)
 
 
 def motion_lrp(

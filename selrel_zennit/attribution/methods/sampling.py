@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ...references import make_reference
 from ..base import AttrOutput, VideoAttributor
-from ..options import Reference, ReferenceInput, whole
+from ..options import Reference, ReferenceInput, choice, whole
+from .motion import OUTPUTS, against_others
 
 
 class _MeanGradient(VideoAttributor):
@@ -98,7 +100,8 @@ class IntegratedGradients(_MeanGradient):
 
     The integral is a Gauss-Legendre sum of ``steps`` points, Captum's default; Zennit's IntegratedGradients takes the
     right Riemann sum. The attributions sum to the difference of the target's logit between clip and baseline, up to
-    the error of the sum. ``baseline`` is "mean" (zero in model units), "black", or a tensor; see ReferenceInput.
+    the error of the sum; after a call ``completeness_error`` [B] holds it as a share of that difference. ``baseline``
+    is "mean" (zero in model units), "black", "frozen" (the middle frame repeated), or a tensor; see ReferenceInput.
 
     Raises InputError for fewer than one step, or a baseline that does not fit.
 
@@ -115,14 +118,23 @@ class IntegratedGradients(_MeanGradient):
     ) -> None:
         super().__init__(model, batch, attr_output)
         self.steps = whole("steps", steps)
-        self.baseline = ReferenceInput("baseline", baseline, model)
+        self.frozen = isinstance(baseline, str) and baseline == "frozen"
+        self.baseline = ReferenceInput("baseline", "mean" if self.frozen else baseline, model)
+        self.completeness_error: torch.Tensor | None = None
 
     def forward(
         self, input: torch.Tensor, attr_output_fn: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits [B,K] of the clip, attribution [B,3,T,H,W])."""
-        baseline = self.baseline.like(input)
         output, initial = self._start(input, attr_output_fn)
+        baseline = make_reference("middle")(input)[0] if self.frozen else self.baseline.like(input)
+        attribution = self._integrated(input, baseline, initial)
+        with torch.no_grad():
+            change = ((output - self.model(baseline)) * initial).sum(1)
+        self.completeness_error = relative_error(attribution, change)
+        return output, attribution
+
+    def _integrated(self, input: torch.Tensor, baseline: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
         # From nodes and weights on −1…1 to the path's 0…1.
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)
         difference = input - baseline
@@ -130,7 +142,61 @@ class IntegratedGradients(_MeanGradient):
         total = torch.zeros_like(input)
         for weight, gradient in zip(weights, self._gradients(points, initial), strict=True):
             total += float(weight) / 2 * gradient
-        return output, total * difference
+        return total * difference
+
+
+class MotionIntegratedGradients(IntegratedGradients):
+    """Integrated gradients from clips without motion: what motion changes in the answer, shared out by the gradient.
+
+    The answer is the margin of the class over the others, or with ``output="logit"`` its logit. The attributions are
+    averaged over the references (see ``references``), and sum to the mean of m(x) − m(x̄), up to the error of the sum,
+    ``completeness_error`` [B]. ``margin`` [B] and ``frozen_margins`` [B,K] are m of the clips and their references, of
+    the last call. A clip that stands still has no relevance.
+    """
+
+    def __init__(self, model: nn.Module, reference: str, frames: int, steps: int, output: str, batch: int) -> None:
+        super().__init__(model, steps, batch=batch)
+        self.references = make_reference(reference, frames)
+        self.output = output
+        self.margin: torch.Tensor | None = None
+        self.frozen_margins: torch.Tensor | None = None
+
+    def forward(
+        self, input: torch.Tensor, attr_output_fn: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits [B,K] of the clip, attribution [B,3,T,H,W])."""
+        output, initial = self._start(input, attr_output_fn)
+        if self.output == "margin":
+            initial = against_others(initial)
+        references = self.references(input)
+        total = torch.zeros_like(input)
+        margins = []
+        for reference in references:
+            total += self._integrated(input, reference, initial)
+            with torch.no_grad():
+                margins.append((self.model(reference) * initial).sum(1))
+        self.margin, self.frozen_margins = (output * initial).sum(1), torch.stack(margins, 1)
+        attribution = total / len(references)
+        self.completeness_error = relative_error(attribution, self.margin - self.frozen_margins.mean(1))
+        return output, attribution
+
+
+def relative_error(attribution: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Return how far ΣR is from what it should be, as a share of that, [B]; 0 where both are 0."""
+    off = (attribution.flatten(1).sum(1) - change).abs()
+    return torch.where(off > 0, off / change.abs(), torch.zeros_like(off))
+
+
+def motion_integrated_gradients(
+    model: nn.Module,
+    reference: str = "frames",
+    frames: int = 4,
+    steps: int = 25,
+    output: str = "margin",
+    batch: int = 4,
+) -> MotionIntegratedGradients:
+    """Return integrated gradients from clips without motion; ``reference`` and ``frames`` as for motion_lrp."""
+    return MotionIntegratedGradients(model, reference, frames, steps, choice("output", output, OUTPUTS), batch)
 
 
 def smoothgrad(
