@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .motion_split import MotionSplit, joined_splits
+
 FloatArray = npt.NDArray[np.float32]
 
 _FIELDS = ("logits", "target", "relevance", "motion_relevance", "mask")
@@ -31,6 +33,7 @@ class Explanation:
     motion_relevance  float [B,T,H,W]  ``where(mask, relevance, 0)``
     mask              bool  [B,T,H,W]  what the selection kept
     unseen            strings          operations of the network that no rule of the method saw (``strict=False``)
+    split             MotionSplit      the margin taken apart: what of it is motion; None where that was not asked for
 
     Raises ValueError, naming the field and the shape it got, for anything that does not fit together, and for values
     that are not finite.
@@ -42,6 +45,7 @@ class Explanation:
     motion_relevance: FloatArray
     mask: npt.NDArray[np.bool_]
     unseen: tuple[str, ...] = field(default=(), kw_only=True)
+    split: MotionSplit | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         shape = np.shape(self.relevance)
@@ -72,6 +76,8 @@ class Explanation:
             raise ValueError(f"target must lie in 0…{classes - 1}, got {self.target.tolist()}")
         if not np.array_equal(self.motion_relevance, np.where(self.mask, self.relevance, 0)):
             raise ValueError("motion_relevance must be relevance where mask is set and zero elsewhere")
+        if self.split is not None and self.split.motion_part.shape != shape:
+            raise ValueError(f"the split must have relevance's shape {shape}, got {self.split.motion_part.shape}")
 
     def __len__(self) -> int:
         return int(self.relevance.shape[0])
@@ -79,7 +85,8 @@ class Explanation:
     def clip(self, index: int) -> Explanation:
         """Return the explanation of one clip of the batch, as a batch of one."""
         arrays = {name: getattr(self, name)[index : index + 1] for name in _FIELDS}
-        return Explanation(**arrays, unseen=self.unseen)
+        split = None if self.split is None else self.split.clip(index)
+        return Explanation(**arrays, unseen=self.unseen, split=split)
 
     @property
     def static_relevance(self) -> FloatArray:
@@ -106,4 +113,6 @@ def joined(explanations: Sequence[Explanation]) -> Explanation:
     """Return one explanation of the clips of several."""
     unseen = tuple(dict.fromkeys(text for one in explanations for text in one.unseen))
     arrays = {name: np.concatenate([getattr(one, name) for one in explanations]) for name in _FIELDS}
-    return Explanation(**arrays, unseen=unseen)
+    splits = [one.split for one in explanations]
+    split = joined_splits([one for one in splits if one is not None]) if all(splits) else None
+    return Explanation(**arrays, unseen=unseen, split=split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ import torch
 from torch import nn
 from zennit.attribution import Attributor
 
-from .attribution import one_hot, resolve_target
+from .attribution import build_method, one_hot, resolve_target
 from .attribution.faults import named_faults
 from .attribution.foreign import Method, as_attributor
+from .attribution.methods.motion import MotionLRP
 from .attribution.target import Target
 from .clips.cutting import CutClip, cut, describe_source, freeze
 from .clips.spec import ClipSpec, Frames
 from .errors import InputError
-from .explanation import Explanation, MotionShare, joined
+from .explanation import Explanation, FloatArray, MotionShare, joined
+from .motion_split import MotionSplit
 from .network.kinds import refuse_programs
 from .network.output import checked_logits, logits_of
 from .outputs.files import ClipExplanations
@@ -39,6 +41,7 @@ def explain(
     selection: Selection | None = None,
     seconds: Seconds | None = None,
     strict: bool = True,
+    motion: str | None = None,
     **options: Any,
 ) -> Explanation:
     """Explain a batch of clips: logits, relevance and motion relevance.
@@ -47,6 +50,8 @@ def explain(
     with ``options``, an attributor of ``model``, Zennit's own too, or a Zennit composite. ``target`` is "top1", an
     index, a class name, or one index or name per clip; the initial relevance is 1 for it. ``selection`` is n·σ with
     the default settings where it is not given, or one of a ``Calibration`` of this model and method.
+    ``motion``, one of the references (frames, middle, median, camera), asks for ``Explanation.split`` as well: how much
+    of the class's margin over the others is motion, how much is in a still picture, and where (see motion_lrp).
     ``seconds``, a dict, is filled with the time of ``forward_backward`` and ``select``. With ``strict=False``
     operations that no rule of the method sees are explained all the same, and listed in ``Explanation.unseen``.
 
@@ -57,7 +62,16 @@ def explain(
     clip = _checked(clip, model)
     attributor = as_attributor(method, model, options, clip, strict=strict)
     selection = _fitting(selection, attributor)
-    return _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds)
+    splitter = None if motion is None else splitter_of(model, motion, strict)
+    return _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds, splitter)
+
+
+def splitter_of(model: nn.Module, reference: str, strict: bool = True) -> MotionLRP:
+    """Return what takes the margin apart; raises InputError for a network that its rules do not suit."""
+    splitter = build_method("motion_lrp", model, reference=reference, strict=strict)
+    assert isinstance(splitter, MotionLRP)
+    splitter.static = True
+    return splitter
 
 
 def spec_of(model: nn.Module) -> ClipSpec:
@@ -82,7 +96,13 @@ def _fitting(selection: Selection | None, attributor: Attributor) -> Selection:
 
 
 def _explain(
-    model: nn.Module, clip: torch.Tensor, attributor: Attributor, target: Target, selection: Selection, timings: Seconds
+    model: nn.Module,
+    clip: torch.Tensor,
+    attributor: Attributor,
+    target: Target,
+    selection: Selection,
+    timings: Seconds,
+    splitter: MotionLRP | None = None,
 ) -> Explanation:
     clip = _checked(clip, model)
     class_names = getattr(model, "class_names", None)
@@ -108,6 +128,10 @@ def _explain(
         raise InputError("the relevance holds NaN or infinity: the method does not suit this network")
     with _timed(timings, "select"):
         motion_relevance, mask = selection(summed)
+    split = None
+    if splitter is not None:
+        with _timed(timings, "split"):
+            split = _split(splitter, clip, one_hot(chosen[-1], logits.shape[1]).to(logits))
     return Explanation(
         logits=logits.float().cpu().numpy(),
         target=chosen[-1].cpu().numpy(),
@@ -115,6 +139,24 @@ def _explain(
         motion_relevance=motion_relevance.cpu().numpy(),
         mask=mask.cpu().numpy(),
         unseen=tuple(str(one) for one in getattr(attributor, "unseen", ())),
+        split=split,
+    )
+
+
+def _split(splitter: MotionLRP, clip: torch.Tensor, initial: torch.Tensor) -> MotionSplit:
+    _, part = splitter(clip, initial)
+
+    def array(value: torch.Tensor | None) -> FloatArray:
+        assert value is not None
+        return value.detach().float().cpu().numpy()
+
+    return MotionSplit(
+        array(splitter.margin),
+        array(splitter.frozen_margins),
+        array(splitter.blank_margin),
+        array(part.sum(1)),
+        array(splitter.static_part.sum(1)),  # type: ignore[union-attr]
+        str(splitter.info["options"]["reference"]),
     )
 
 
@@ -128,6 +170,7 @@ def explain_video(
     start: int = 0,
     all_clips: bool = False,
     frozen: bool = True,
+    motion: str | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     **options: Any,
 ) -> ClipExplanations:
@@ -136,7 +179,9 @@ def explain_video(
     With ``all_clips`` the video is cut into successive clips from frame ``start`` on, an incomplete last one left out,
     and "top1" is the class with the highest mean logit over all of them, explained in every clip (the video is read
     twice for that). With ``frozen`` each clip is explained a second time with its middle frame in place of all others,
-    for the same target: what the selection keeps of that is no motion. ``progress`` wraps the loop over clips.
+    for the same target: what the selection keeps of that is no motion. With ``motion``, one of the references, the
+    margin is taken apart (``Explanation.split``); where the network does not
+    let it, a note says why. ``progress`` wraps the loop over clips.
 
     Raises InputError for a video that cannot be read or has fewer than 2 frames from ``start`` on; see also explain.
     """
@@ -160,16 +205,27 @@ def explain_video(
         assert total is not None
         target = int(total.argmax())
 
-    def explained(pixels: Frames, target: Target, seconds: Seconds) -> Explanation:
+    def explained(pixels: Frames, target: Target, seconds: Seconds, splitter: MotionLRP | None = None) -> Explanation:
         clip = torch.from_numpy(spec.from_pixels(pixels[None])).to(device)
-        return _explain(model, clip, attributor, target, selection, seconds)
+        return _explain(model, clip, attributor, target, selection, seconds, splitter)
+
+    splitter: MotionLRP | None = None
+    if motion is not None:
+        try:
+            splitter = splitter_of(model, motion, bool(getattr(attributor, "strict", True)))
+            with splitter:
+                first = next(iter(cut(source, spec, start, all_clips, [])))
+                splitter.check(torch.from_numpy(spec.from_pixels(first.pixels[None])).to(device))
+        except InputError as error:
+            splitter = None
+            notes.append(f"no motion part: {error}")
 
     found: list[tuple[int, Frames, Explanation, Seconds]] = []
     still: list[MotionShare] = []
-    with attributor:
+    with attributor, splitter or nullcontext():
         for clip in progress(clips()):
             seconds: Seconds = {"read": clip.seconds}
-            result = explained(clip.pixels, target, seconds)
+            result = explained(clip.pixels, target, seconds, splitter)
             if frozen:
                 with _timed(seconds, "frozen"):
                     still.append(explained(freeze(clip.pixels), int(result.target[0]), {}).motion_share())

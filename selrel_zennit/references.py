@@ -5,7 +5,7 @@ Each is made of ``clip`` [B,3,T,H,W] alone, and is the clip itself where nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -56,6 +56,26 @@ def _still(clip: Tensor, at: int) -> Tensor:
 
 
 def _median(clip: Tensor) -> Tensor:
-    # The lower of two middle values: one that the clip has, so that a still clip is its own median to the last bit.
-    middle = clip.sort(2).values[:, :, (clip.shape[2] - 1) // 2 : (clip.shape[2] - 1) // 2 + 1]
-    return middle.expand_as(clip)[None]
+    # Sorted by comparisons in a fixed order, which any runtime has. The lower of two middle values is one that the clip
+    # has, so that a still clip is its own median to the last bit.
+    frames = list(clip.unbind(2))
+    for first, second in _comparators(len(frames)):
+        frames[first], frames[second] = (
+            torch.minimum(frames[first], frames[second]),
+            torch.maximum(frames[first], frames[second]),
+        )
+    return frames[(len(frames) - 1) // 2].unsqueeze(2).expand_as(clip)[None]
+
+
+def _comparators(count: int) -> Iterator[tuple[int, int]]:
+    """Yield the pairs that sort ``count`` values when they are put in order one after the other (Batcher 1968)."""
+    width = 1
+    while width < count:
+        step = width
+        while step >= 1:
+            for start in range(step % width, count - step, 2 * step):
+                for first in range(start, min(start + step, count - step)):
+                    if first // (2 * width) == (first + step) // (2 * width):
+                        yield first, first + step
+            step //= 2
+        width *= 2

@@ -15,10 +15,12 @@ from ..comparison import RUNNER_UP, runner_up
 from ..errors import InputError
 from ..files import check_writable, staged_folder
 from ..metrics import sanity_check
+from ..metrics.counterfactual import counterfactuals
 from ..outputs.colormaps import palette
 from ..outputs.files import ClipExplanations, Style, class_name, write_outputs
 from ..outputs.versus import write_versus
 from ..pipeline import device_of, explain_video
+from ..references import REFERENCES
 from ..selection.selections import Selection
 from ..synthetic import demo_frames
 from .options import (
@@ -43,9 +45,22 @@ from .selection_options import chosen_selection, selection_options, selection_se
 @selection_options
 @click.option("--target", default="top1", show_default=True, help="top1, a class index, or a class name.")
 @click.option("--versus", metavar="TARGET", help="A second class, or runner-up: both side by side, and the difference.")
-@click.option("--check", is_flag=True, help="Does the map depend on the class, and on the network's weights?")
+@click.option(
+    "--check",
+    type=click.Choice(["maps", "motion"]),
+    is_flag=False,
+    flag_value="maps",
+    help="maps (or nothing): does the map depend on the class and the weights? motion: does the answer, on motion?",
+)
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First frame of the (first) clip.")
 @click.option("--all-clips", is_flag=True, help="Explain every clip, for the class with the highest mean logit.")
+@click.option(
+    "--reference",
+    type=click.Choice([*REFERENCES, "none"]),
+    default="frames",
+    show_default=True,
+    help="What stands still in place of the clip, to tell how much of the margin is motion; none leaves that out.",
+)
 @click.option("--no-frozen", is_flag=True, help="Do not explain the clip frozen to one frame beside it.")
 @allow_unseen_option
 @click.option("--out", default="out", show_default=True, help="Folder for the five files.")
@@ -62,9 +77,10 @@ def explain(
     calibration_path: str | None,
     target: str,
     versus: str | None,
-    check: bool,
+    check: str | None,
     start: int,
     all_clips: bool,
+    reference: str,
     no_frozen: bool,
     allow_unseen: bool,
     out: str,
@@ -102,6 +118,7 @@ def explain(
             start=start,
             all_clips=all_clips,
             frozen=not no_frozen,
+            motion=None if reference == "none" else reference,
             progress=_progress if all_clips else iter,
         )
         style = Style(cmap, level, relevance_norm)
@@ -120,7 +137,9 @@ def explain(
             additions["versus"] = write_versus(
                 folder, clips, other, names=_names(model, clips, other), title=f"{method} · {preset}", style=style
             )
-        if check:
+        if check == "motion":
+            additions["counterfactuals"] = _counterfactuals(model, clips)
+        if check == "maps":
             additions["check"] = _check(model, clips, method, selection, {**options, "strict": not allow_unseen})
         unknown = weights_doubt(model_settings["model_name"], video, str(provenance["weights"]))
         warnings = [METHODS[method].warning, doubt, unknown, *additions.get("check", {}).get("findings", [])]
@@ -164,12 +183,24 @@ def _check(
     model: nn.Module, clips: ClipExplanations, method: str, selection: Selection, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Check the clip in which the network was surest; see sanity_check."""
-    target = int(clips.explanation.target[0])
-    surest = int(clips.explanation.logits[:, target].argmax())
+    target, surest = _surest(clips)
     device = device_of(model)
     clip = torch.from_numpy(model.spec.from_pixels(clips.pixels[surest : surest + 1]))  # type: ignore[operator,union-attr]
     found = sanity_check(model, clip.to(device), method, target, selection=selection, **options)
     return {"start": clips.starts[surest], **found}
+
+
+def _counterfactuals(model: nn.Module, clips: ClipExplanations) -> dict[str, Any]:
+    """Return the margins of the clip in which the network was surest, frozen, shuffled and reversed."""
+    target, surest = _surest(clips)
+    clip = torch.from_numpy(model.spec.from_pixels(clips.pixels[surest : surest + 1]))  # type: ignore[operator,union-attr]
+    return {"start": clips.starts[surest], **counterfactuals(model, clip.to(device_of(model)), target).to_dict()}
+
+
+def _surest(clips: ClipExplanations) -> tuple[int, int]:
+    """Return the class explained, and the clip in which the network was surest of it."""
+    target = int(clips.explanation.target[0])
+    return target, int(clips.explanation.logits[:, target].argmax())
 
 
 def _progress(clips: Iterable[Any]) -> Iterable[Any]:

@@ -48,7 +48,10 @@ def print_summary(summary: dict[str, Any], out: str, *, figures: bool = True, fi
         )
         for clip in summary["clips"][:10]:
             area, mass = (_percent(clip[key]) for key in ("motion_area", "motion_mass"))
-            print(f"frame {clip['start']}: motion is {mass} of the relevance, on {area} of its area{_frozen(clip)}")
+            if "margin" in clip:
+                print(f"frame {clip['start']}: {clip['margin']['sentence']}")
+            kept = f"motion relevance is {mass} of the relevance, on {area} of its area"
+            print(f"frame {clip['start']}: {kept}{_frozen(clip)}")
         if len(summary["clips"]) > 10:
             print(f"… and {len(summary['clips']) - 10} more clips in summary.json")
         print(f"wrote {', '.join(files + (OPTIONAL_FILES if 'versus' in summary else ()))} to {out}")

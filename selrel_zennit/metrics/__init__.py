@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from selrel_kernels.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .counterfactual import Counterfactuals as Counterfactuals
+    from .counterfactual import counterfactuals as counterfactuals
     from .planted import FlowPrecision as FlowPrecision
     from .planted import TopShare as TopShare
     from .planted import flow_precision as flow_precision
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "ClassSensitivity": "sensitivity",
+    "Counterfactuals": "counterfactual",
     "FlowPrecision": "planted",
     "LayerStep": "sensitivity",
     "TopShare": "planted",
     "class_sensitivity": "sensitivity",
+    "counterfactuals": "counterfactual",
     "flow_precision": "planted",
     "kept_area": "planted",
     "layer_randomisation": "sensitivity",

@@ -56,6 +56,29 @@ def check_section(summary: Mapping[str, Any]) -> str:
     )
 
 
+def counterfactual_section(summary: Mapping[str, Any]) -> str:
+    """Return the bar chart of ``summary["counterfactuals"]``, or nothing where there is none."""
+    found = summary.get("counterfactuals")
+    if not found:
+        return ""
+    target = escape(str(summary["target_name"]))
+    rows = [("the clip as it is", found["clip"])]
+    rows += [(f"frozen to frame {step + 1}", margin) for step, margin in enumerate(found["frozen"])]
+    rows += [(f"frames shuffled ({number + 1})", margin) for number, margin in enumerate(found["shuffled"])]
+    rows += [("frames reversed", found["reversed"])]
+    most = max(abs(margin) for _, margin in rows) or 1.0
+    bars = "\n".join(
+        f'<tr><th scope="row">{name}</th><td class="bars"><i class="{"up" if margin >= 0 else "down"}" '
+        f'style="width:{50 * abs(margin) / most:.1f}%"></i></td><td class="number">{_figure(margin)}</td></tr>'
+        for name, margin in rows
+    )
+    return (
+        f"<section>\n<h2>Does {target} need the motion?</h2>\n<p>The margin of {target} over the other classes, of the "
+        "clip and of clips made of its frames. Where a frozen clip keeps the margin, a still picture decides.</p>\n"
+        f'<table class="plain chart"><tbody>\n{bars}\n</tbody></table>\n</section>'
+    )
+
+
 def _table(headings: list[str], rows: list[list[Any]]) -> str:
     head = f'<th scope="col">{escape(headings[0])}</th>' + "".join(
         f'<th scope="col" class="number">{escape(heading)}</th>' for heading in headings[1:]

@@ -17,7 +17,10 @@ import numpy.typing as npt
 from ..class_names import class_name as class_name
 from ..clips.video import write_mp4, write_png
 from ..explanation import Explanation, MotionShare
+from ..motion_split import ARRAYS as SPLIT_ARRAYS
+from ..motion_split import MotionSplit
 from . import render
+from .painter import PERCENTILE, Split, colour_scale
 from .report import report_html
 
 # One clip lasts half a second: at its own speed nobody sees it. Longer videos play at theirs.
@@ -104,6 +107,8 @@ def write_outputs(
     }
     if explanation.unseen:
         arrays["unseen"] = np.array(explanation.unseen)
+    if explanation.split is not None:
+        arrays |= {name: getattr(explanation.split, name) for name in SPLIT_ARRAYS}
     np.savez_compressed(folder / "explanation.npz", frames=clips.pixels, **arrays)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return summary
@@ -155,6 +160,7 @@ def summarise(
                 "frozen_area": None if still is None else _number(still.area[i]),
                 "frozen_mass": None if still is None else _number(still.mass[i]),
                 "relevance_sum": float(explanation.relevance[i].sum(dtype=np.float64)),
+                **({} if explanation.split is None else _split_entries(explanation.split, i)),
                 "seconds": dict(seconds),
             }
             for i, (start, seconds) in enumerate(zip(clips.starts, clips.seconds, strict=True))
@@ -164,6 +170,37 @@ def summarise(
         "warnings": list(warnings or []),
         "versions": versions(),
     }
+
+
+def _split_entries(split: MotionSplit, index: int) -> dict[str, Any]:
+    """Return what summary.json says of a clip's margin: what of it is motion, with the least and the greatest."""
+    low, high = split.bounds()
+    return {
+        "margin": {
+            "total": float(split.margin[index]),
+            "motion": float(split.motion[index]),
+            "motion_least": float(low[index]),
+            "motion_greatest": float(high[index]),
+            "still": float(split.still[index]),
+            "blank": float(split.blank_margin[index]),
+            "frozen": split.frozen_margins[index].astype(float).tolist(),
+            "reference": split.reference,
+            "sentence": split.sentence(index),
+        }
+    }
+
+
+def _drawn_split(split: MotionSplit, index: int) -> Split:
+    words, _, spread = split.sentence(index).partition(" (margin")
+    spread = spread.partition("; ")[2]
+    details = [f"{spread}" if spread else "", f"still pictures add {split.still[index]:.1f}"]
+    details.append(f"a blank clip has {split.blank_margin[index]:.1f}")
+    return Split(
+        split.static_part[index],
+        split.motion_part[index],
+        words,
+        tuple(detail.replace("-", "−") for detail in details if detail),
+    )
 
 
 def top_classes(logits: npt.NDArray[np.floating[Any]], class_names: list[str] | None) -> list[list[Any]]:
@@ -208,7 +245,8 @@ def _draw(draw: Any, clips: ClipExplanations, index: int, summary: dict[str, Any
         cmap=style.cmap,
         level=style.level,
         relevance_norm=style.relevance_norm,
-        scale=render.colour_scale(explanation.relevance, style.relevance_norm, render.PERCENTILE),
+        scale=colour_scale(explanation.relevance, style.relevance_norm, PERCENTILE),
+        split=None if explanation.split is None else _drawn_split(explanation.split, index),
     )
 
 

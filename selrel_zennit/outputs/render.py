@@ -4,66 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
 from .canvas import ACCENT, MUTED, SURFACE, TEXT, Canvas, Colour
-from .colormaps import palette
+from .painter import PERCENTILE, Painter, Parts, Pixels, Scale, Split
 
-Pixels = npt.NDArray[np.uint8]
-Scale = tuple[float, float]
-
-NORMS = ("symmetric", "absolute", "unaligned")
-PERCENTILE = 99.5
 DEFAULT_COLORMAP = "coldnhot"
 
 _MARGIN = 20
 _GAP = 10
 _RELEVANCE: Colour = (148, 178, 232)
 _CAPTIONS = ("Input", "Relevance", "Motion relevance")
-
-
-def colour_scale(relevance: npt.NDArray[np.floating], norm: str = "symmetric", percentile: float = 100.0) -> Scale:
-    """Return the relevance (low, high) at the two ends of the colour map, one pair for everything in ``relevance``.
-
-    ``symmetric``: ±max|R|. ``absolute``: 0…max|R|. ``unaligned``: min R…max R. Below 100, ``percentile`` takes that
-    percentile of the non-zero values in place of the maximum, so that a single voxel cannot make a picture black;
-    what lies beyond is shown in the end colours. A map of zeros gets a scale of width 1 or more, never 0.
-
-    Raises InputError for another norm.
-    """
-    if norm not in NORMS:
-        raise InputError(f"relevance norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    values = np.asarray(relevance, np.float64)
-    values = values[values != 0]
-    if not values.size:
-        return {"symmetric": (-1.0, 1.0), "absolute": (0.0, 1.0), "unaligned": (0.0, 1.0)}[norm]
-    if norm == "unaligned":
-        # Zeros count at the ends here: (R - min) / (max - min) is over all voxels.
-        full = values.size == np.size(relevance)
-        low, high = (float(np.percentile(values, q)) for q in (100.0 - percentile, percentile))
-        low, high = (low, high) if full else (min(low, 0.0), max(high, 0.0))
-        return (low, high) if high > low else (low, low + max(abs(low), 1.0))
-    top = float(np.percentile(np.abs(values), percentile))
-    return (-top if norm == "symmetric" else 0.0, top)
-
-
-def normalise(
-    relevance: npt.NDArray[np.floating], norm: str = "symmetric", scale: Scale | None = None
-) -> npt.NDArray[np.float64]:
-    """Map relevance [...,T,H,W] to 0…1, the place in the colour map: Zennit's ``--relevance-norm``, per clip.
-
-    Every clip (leading axes) has one scale for all its frames, from its extremes (``colour_scale``), or the one given.
-    ``symmetric`` puts zero at 0.5; ``absolute`` maps |R|. Raises InputError for another norm.
-    """
-    relevance = np.asarray(relevance)
-    if relevance.ndim > 3 and scale is None:
-        return np.stack([normalise(clip, norm) for clip in relevance])
-    low, high = colour_scale(relevance, norm) if scale is None else scale
-    values = np.abs(relevance) if norm == "absolute" else relevance
-    return np.asarray(np.clip((values.astype(np.float64) - low) / (high - low), 0.0, 1.0))
+_SPLIT_CAPTIONS = ("Input", "Static part", "Motion part", "Motion relevance")
 
 
 def overlay_frames(
@@ -81,9 +34,12 @@ def overlay_frames(
     relevance_norm: str = "symmetric",
     scale: Scale | None = None,
     percentile: float = PERCENTILE,
+    split: Split | None = None,
     side: int = 336,
 ) -> Pixels:
     """Draw the frames of a video: input, relevance and motion relevance side by side.
+
+    With ``split``, input, static part, motion part and the motion relevance of the selection.
 
     ``pixels`` uint8 [T,H,W,3] RGB; ``relevance`` and ``motion_relevance`` [T,H,W]. ``top5`` are (class, probability),
     best first; ``motion_share`` is (area, mass), each 0…1 or NaN, and ``frozen_share`` the same of the clip frozen to
@@ -97,29 +53,42 @@ def overlay_frames(
     width, height = _fitted(pixels.shape[2], pixels.shape[1], side)
     column = max(width, 240)
     top, below = 84, 190
-    canvas = Canvas(_even(top + height + below), _even(2 * _MARGIN + 3 * column + 2 * _GAP))
+    columns = 3 if split is None else 4
+    canvas = Canvas(_even(top + height + below), _even(2 * _MARGIN + columns * column + (columns - 1) * _GAP))
     inner = canvas.pixels.shape[1] - 2 * _MARGIN
-    lefts = [_MARGIN + number * (column + _GAP) + (column - width) // 2 for number in range(3)]
+    lefts = [_MARGIN + number * (column + _GAP) + (column - width) // 2 for number in range(columns)]
     _headline(canvas, title, target_name, inner - 120)
-    for name, left in zip(_captions(motion_share), lefts, strict=True):
+    captions: tuple[str, ...] = _captions(motion_share)
+    parts = None
+    if split is not None:
+        captions = (*_SPLIT_CAPTIONS[:3], captions[2])
+        parts = Parts(pixels, split, cmap, level)
+    for name, left in zip(captions, lefts, strict=True):
         colour = ACCENT if name.startswith("Motion") else TEXT
         canvas.text(name, left, top - 9, 15, colour, bold=True, width=width)
     bars_top = top + height + 44
     _top5(canvas, top5, target_name, _MARGIN, bars_top, column)
-    paint.legend(canvas, lefts[1], bars_top, width)
-    chart = (lefts[2], bars_top + 9, width, 72)
+    if parts is None:
+        paint.legend(canvas, lefts[1], bars_top, width)
+    else:
+        parts.paint.legend(canvas, lefts[1], bars_top, width, "Part of the margin", outlined=False)
+        parts.words(canvas, lefts[2], bars_top, width)
+    chart = (lefts[-1], bars_top + 9, width, 72)
     x_of = _curves(canvas, paint, chart)
-    canvas.text(_share_text(motion_share), lefts[2], bars_top + 104, 13, ACCENT, width=width)
+    canvas.text(_share_text(motion_share), lefts[-1], bars_top + 104, 13, ACCENT, width=width)
     if frozen_share is not None:
         text = f"frozen, without motion: {_percent(frozen_share[1])} in {_percent(frozen_share[0])}"
-        canvas.text(text, lefts[2], bars_top + 124, 13, MUTED, width=width)
+        canvas.text(text, lefts[-1], bars_top + 124, 13, MUTED, width=width)
 
     drawn = []
     for index in range(len(pixels)):
         frame = Canvas.copy_of(canvas)
-        for left, picture in zip(lefts, paint.panels(index, (width, height)), strict=True):
+        panels: tuple[Pixels, ...] = paint.panels(index, (width, height))
+        if parts is not None:
+            panels = (panels[0], *parts.panels(index, (width, height)), panels[2])
+        for left, picture in zip(lefts, panels, strict=True):
             frame.paste(picture, left, top)
-        _progress(frame, index, len(pixels), lefts[0], top + height + 8, lefts[2] + width - lefts[0])
+        _progress(frame, index, len(pixels), lefts[0], top + height + 8, lefts[-1] + width - lefts[0])
         frame.fill(round(x_of(index)), chart[1], 1, chart[3], TEXT)
         drawn.append(frame.pixels)
     return np.stack(drawn)
@@ -140,11 +109,13 @@ def strip_image(
     relevance_norm: str = "symmetric",
     scale: Scale | None = None,
     percentile: float = PERCENTILE,
+    split: Split | None = None,
     columns: int = 8,
 ) -> Pixels:
     """Draw one picture of a clip: time from left to right, input, relevance and motion relevance below each other.
 
-    Arguments as for ``overlay_frames``; at most ``columns`` time steps, evenly spaced. Returns uint8 [h,w,3] RGB.
+    With ``split`` static part and motion part follow, on a scale of their own. Arguments as for ``overlay_frames``; at
+    most ``columns`` time steps, evenly spaced. Returns uint8 [h,w,3] RGB.
     """
     paint = Painter(pixels, relevance, motion_relevance, cmap, level, relevance_norm, scale, percentile)
     count = len(pixels)
@@ -156,16 +127,25 @@ def strip_image(
     across = len(steps) * (tile + gap) - gap
     side, right = 240, 32
     top, row = 84, tile_height + 30
-    canvas = Canvas(_even(top + 3 * row + chart_height + 52), _even(2 * _MARGIN + max(across, 440) + right + side))
+    parts = None if split is None else Parts(pixels, split, cmap, level)
+    captions = _CAPTIONS if split is None else (*_CAPTIONS, *_SPLIT_CAPTIONS[1:3])
+    # The curves stand below the selection's row; the parts of the margin come last.
+    parts_top = top + 3 * row + chart_height + 60
+    bottom = parts_top - 8 if split is None else parts_top + 2 * row - 12
+    canvas = Canvas(_even(bottom), _even(2 * _MARGIN + max(across, 440) + right + side))
     _headline(canvas, title, target_name, canvas.pixels.shape[1] - 2 * _MARGIN)
-    for number, name in enumerate(_CAPTIONS):
-        canvas.text(name, _MARGIN, top + number * row - 8, 15, ACCENT if number == 2 else TEXT, bold=True)
+    rows = [top + number * row for number in range(3)] + [parts_top, parts_top + row]
+    for number, (name, at) in enumerate(zip(captions, rows, strict=False)):
+        canvas.text(name, _MARGIN, at - 8, 15, ACCENT if number in (2, 4) else TEXT, bold=True)
     for place, step in enumerate(steps):
         left = _MARGIN + place * (tile + gap)
         if place or tile > 90:
             canvas.text(str(step + 1), left + tile, top - 8, 13, MUTED, align="right")
-        for number, picture in enumerate(paint.panels(int(step), (tile, tile_height))):
-            canvas.paste(picture, left, top + number * row)
+        pictures: tuple[Pixels, ...] = paint.panels(int(step), (tile, tile_height))
+        if parts is not None:
+            pictures = (*pictures, *parts.panels(int(step), (tile, tile_height)))
+        for picture, at in zip(pictures, rows, strict=False):
+            canvas.paste(picture, left, at)
     # The curve's time axis is the tiles' own: each point stands below the middle of its tile.
     chart_top = top + 3 * row + 4
     chart = (_MARGIN + tile // 2, chart_top, across - tile, chart_height)
@@ -184,83 +164,10 @@ def strip_image(
         canvas.text("The same clip, frozen", left, top + 2 * row + 132, 13, MUTED)
         text = f"{_percent(frozen_share[1])} in {_percent(frozen_share[0])} of them"
         canvas.text(text, left, top + 2 * row + 152, 13, TEXT)
+    if parts is not None:
+        parts.paint.legend(canvas, left, parts_top + 14, side, "Part of the margin", outlined=False)
+        parts.words(canvas, left, parts_top + row + 14, side)
     return canvas.pixels
-
-
-class Painter:
-    """The panels of a clip: one palette and one scale for all its frames and both its maps."""
-
-    def __init__(
-        self,
-        pixels: Pixels,
-        relevance: npt.NDArray[np.floating],
-        motion_relevance: npt.NDArray[np.floating],
-        cmap: str,
-        level: float,
-        norm: str,
-        scale: Scale | None,
-        percentile: float,
-    ) -> None:
-        for name, value in (("relevance", relevance), ("motion relevance", motion_relevance)):
-            if value.shape != pixels.shape[:3]:
-                raise InputError(f"{name} must have the frames' shape {pixels.shape[:3]}, got {value.shape}")
-        self.pixels = pixels
-        self.relevance, self.motion = (np.asarray(values, np.float32) for values in (relevance, motion_relevance))
-        self.norm = norm
-        self.scale = colour_scale(relevance, norm, percentile) if scale is None else scale
-        self.full = max(abs(end) for end in self.scale)
-        placed = np.abs(self.relevance) if norm == "absolute" else self.relevance
-        outside = (placed < self.scale[0]) | (placed > self.scale[1])
-        self.beyond = 100 * float(outside.mean()) if self.relevance.any() else None
-        self.palette = palette(cmap, level)
-        zero = self.palette[round(255 * float(normalise(np.zeros(()), norm, self.scale)))]
-        # A map dark at zero fades into the grey picture by itself; a light one would cover it with haze.
-        self.gamma = 0.5 if zero.mean() < 100 else 1.0
-
-    def panels(self, index: int, size: tuple[int, int]) -> tuple[Pixels, Pixels, Pixels]:
-        """Return input, relevance and motion relevance of frame ``index``, each uint8 [size[1],size[0],3]."""
-        picture = cv2.resize(self.pixels[index], size, interpolation=cv2.INTER_CUBIC)
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
-        motion = self.motion[index]
-        relevant = self._heat(grey * 0.45, self.relevance[index], size)
-        # The picture stays lit where relevance was kept; the outline, one voxel away, finds single voxels too.
-        around = cv2.dilate((motion != 0).astype(np.uint8), np.ones((3, 3), np.uint8))
-        around = np.asarray(cv2.resize(around, size, interpolation=cv2.INTER_NEAREST))
-        moved = self._heat(grey * np.where(around, 0.9, 0.35)[..., None], motion, size)
-        outlines, _ = cv2.findContours(around, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        cv2.drawContours(moved, outlines, -1, ACCENT, 1, cv2.LINE_AA)
-        return np.asarray(picture, np.uint8), relevant, moved
-
-    def _heat(self, grey: npt.NDArray[np.float32], values: npt.NDArray[np.float32], size: tuple[int, int]) -> Pixels:
-        """Blend the colours of ``values`` [H,W] over a grey picture, by |R|."""
-        colours = self.palette[np.rint(normalise(values, self.norm, self.scale) * 255).astype(np.uint8)]
-        strength = np.minimum(np.abs(values) / self.full, 1.0) ** self.gamma
-        # Nearest: a voxel is a voxel; smoothing would invent relevance between them.
-        colours = np.asarray(cv2.resize(colours, size, interpolation=cv2.INTER_NEAREST))
-        alpha = np.asarray(cv2.resize(strength, size, interpolation=cv2.INTER_NEAREST))[..., None]
-        return np.rint(grey * (1 - alpha) + colours * alpha).astype(np.uint8)
-
-    def legend(self, canvas: Canvas, x: int, y: int, width: int) -> None:
-        """Draw the colour bar with its values and say what lies beyond it."""
-        canvas.text("|Relevance|" if self.norm == "absolute" else "Relevance", x, y, 13, MUTED)
-        bar = self.palette[np.linspace(0, 255, width).astype(int)]
-        canvas.paste(np.broadcast_to(bar, (12, width, 3)), x, y + 12)
-        low, high = self.scale
-        canvas.text(f"{low:.2g}", x, y + 42, 13, TEXT)
-        canvas.text(f"{high:.2g}", x + width, y + 42, 13, TEXT, align="right")
-        if low < 0 < high:
-            canvas.text("0", x + round(width * -low / (high - low)), y + 42, 13, TEXT, align="centre")
-        if self.beyond is None:
-            note = "relevance is zero everywhere"
-        else:
-            note = f"one scale; {self.beyond:.2g}% lie beyond it" if self.beyond else "one scale for all frames"
-        canvas.text(note, x, y + 64, 13, MUTED, width=width)
-        canvas.text("outlined: kept as motion", x, y + 84, 13, ACCENT, width=width)
-
-    def mass(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return the share of the clip's |R| that each frame holds, and the part of it that was kept, each [T]."""
-        total, kept = (np.abs(values).sum((1, 2), dtype=np.float64) for values in (self.relevance, self.motion))
-        return total / max(total.sum(), 1e-300), kept / max(total.sum(), 1e-300)
 
 
 def _headline(canvas: Canvas, title: str, target_name: str, width: int) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from .checks import check_section, versus_section
+from .checks import check_section, counterfactual_section, versus_section
 
 _SETTINGS = {
     "video": "Video",
@@ -38,6 +38,7 @@ _OWN_PLACE = {
     "warnings",
     "versus",
     "check",
+    "counterfactuals",
     "explain_when",
 }
 _SHARES = (
@@ -56,6 +57,20 @@ _FROZEN = (
     "<p><strong>The same, frozen.</strong> The clip was explained again with its middle frame in place of every frame. "
     "Nothing moves then, and the selection still keeps {still} of the relevance, against {mass} in the clip itself: "
     "that much passes without motion.</p>"
+)
+_THREE_PANELS = (
+    "Left: the input. Middle: relevance. Right: the part of the relevance that changes over time; what was kept is "
+    "outlined. All frames share one colour scale."
+)
+_PANELS = (
+    "From left to right: the input; what still pictures add to the margin; what motion adds to it, on the same scale; "
+    "and the part of the relevance that the selection kept, outlined."
+)
+_PARTS = (
+    '<p><strong class="key">The motion part</strong> is what the margin of the class over the others owes to motion. '
+    "The same clip without motion, one of its frames repeated, has a margin too; the difference is motion, and the map "
+    "says where it comes from. It sums to that difference, and is exactly 0 where nothing moves. The static part is "
+    "the same for the still picture, against a blank one.</p>"
 )
 _CALIBRATED = (
     "The threshold was calibrated on clips that stand still, so that a known small share passes where nothing moves. "
@@ -97,11 +112,13 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
         title=escape(f"Why {target}? Relevance and motion relevance"),
         target=escape(target),
         lead=escape(", ".join([*made_by, count])),
-        facts=_facts(target, probability, mass, area, still, still_area, len(clips)),
+        facts=_facts(target, probability, mass, area, still, still_area, clips),
         warnings=_sentences("Warnings", summary.get("warnings", ()), "warnings"),
         notes=_sentences("Notes", summary.get("notes", ()), "notes"),
         frozen="" if math.isnan(still) else _FROZEN.format(mass=_percent(mass), still=_percent(still)),
         caveat={"calibrated": _CALIBRATED, "fdr": _REGIONS}.get(str(summary.get("preset")), _RELATIVE),
+        panels=_PANELS if any("margin" in clip for clip in clips) else _THREE_PANELS,
+        parts=_PARTS if any("margin" in clip for clip in clips) else "",
         speed=_speed(summary.get("overlay", {}).get("speed")),
         video=_base64(media["overlay"]),
         strip=_base64(media["strip"]),
@@ -111,7 +128,7 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
             f"{_percent(mass)} of the relevance is motion relevance, in {_percent(area)} of the area."
         ),
         versus=versus_section(summary, media.get("versus")),
-        check=check_section(summary),
+        check=check_section(summary) + counterfactual_section(summary),
         classes="\n".join(_class_row(str(name), float(p), str(name) == target) for name, p in summary["top5"]),
         shares=_headings(heading for _, heading in shares),
         stages=_headings(f"{stage.replace('_', ' ')}, s" for stage in stages),
@@ -121,13 +138,20 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
 
 
 def _facts(
-    target: str, probability: float | None, mass: float, area: float, still: float, still_area: float, clips: int
+    target: str,
+    probability: float | None,
+    mass: float,
+    area: float,
+    still: float,
+    still_area: float,
+    clips: Sequence[Mapping[str, Any]],
 ) -> str:
     likely = "not among the top classes" if probability is None else f"probability {_percent(probability)}"
-    over = f", mean of {clips} clips" if clips > 1 else ""
+    over = f", mean of {len(clips)} clips" if len(clips) > 1 else ""
     facts = [
         ("Class explained", target, likely, ""),
-        ("Motion relevance", _percent(mass), "of all relevance" + over, ' class="key"'),
+        *_margin_fact([clip["margin"] for clip in clips if "margin" in clip], over),
+        ("Motion relevance", _percent(mass), "of all relevance" + over, ""),
         ("Motion area", _percent(area), "of the voxels with relevance" + over, ""),
     ]
     if math.isfinite(still):
@@ -137,6 +161,25 @@ def _facts(
         f"<div><dt>{name}</dt><dd{kind}>{escape(value)}<small>{escape(detail)}</small></dd></div>"
         for name, value, detail, kind in facts
     )
+
+
+def _margin_fact(margins: Sequence[Mapping[str, Any]], over: str) -> list[tuple[str, str, str, str]]:
+    """Return what of the margin is motion, as the first figure; nothing where it was not asked for."""
+    if not margins:
+        return []
+    motion, total, low, high = (
+        _mean(margin[key] for margin in margins) for key in ("motion", "total", "motion_least", "motion_greatest")
+    )
+    count = len(margins[0]["frozen"])
+    spread = f"; {low:.3g} to {high:.3g} over {count} reference frames" if count > 1 else ""
+    return [
+        (
+            "Motion, of the margin",
+            f"{motion:.3g} of {total:.3g}",
+            f"over the other classes{spread}{over}",
+            ' class="key"',
+        )
+    ]
 
 
 def _class_row(name: str, probability: float, chosen: bool) -> str:

@@ -43,7 +43,8 @@ import selrel_zennit as sr
 from selrel_zennit import files
 from selrel_zennit.outputs import report
 from selrel_zennit.outputs.colormaps import palette
-from selrel_zennit.outputs.render import colour_scale, normalise, overlay_frames, strip_image
+from selrel_zennit.outputs.painter import colour_scale, normalise
+from selrel_zennit.outputs.render import overlay_frames, strip_image
 
 for package in (selrel_deploy, selrel_kernels, sr):
     assert set(package.__all__) <= set(dir(package))

@@ -31,6 +31,9 @@ class MotionLRP(VideoAttributor):
     that has gone: those where the clip is nearer to its median over time than the reference is. ``dropped`` [B] is
     their relevance, which the sum then lacks.
 
+    With ``static`` set, ``static_part`` [B,3,T,H,W] is the same for still pictures: the relevance of what a reference
+    adds over a blank clip (zero in model units), averaged; it sums to the mean frozen margin − ``blank_margin`` [B].
+
     The output attribution is given as for any attributor, 1 at the class as a rule.
     """
 
@@ -42,7 +45,11 @@ class MotionLRP(VideoAttributor):
         self.references = make_reference(reference, frames)
         self.passes = composite.passes
         self.output, self.vacated = output, vacated
+        # Whether to explain what still pictures add over a blank one, too: three more passes for each reference.
+        self.static = False
         self.margin: Tensor | None = None
+        self.blank_margin: Tensor | None = None
+        self.static_part: Tensor | None = None
         self.frozen_margins: Tensor | None = None
         self.dropped: Tensor | None = None
 
@@ -72,7 +79,21 @@ class MotionLRP(VideoAttributor):
         self.margin = (logits.detach() * weights).sum(1)
         self.frozen_margins = torch.stack(margins, 1)
         self.dropped = None if dropped is None else dropped / len(references)
+        if self.static:
+            self._explain_still(references, weights)
         return logits, total / len(references)
+
+    def _explain_still(self, references: Tensor, weights: Tensor) -> None:
+        """Explain what each reference adds over a blank clip: now it is the clip, and the blank one its reference."""
+        with self.passes.reference(), torch.no_grad():
+            blank = self.model(torch.zeros_like(references[0]))
+        parts = []
+        for reference in references:
+            clip = reference.detach().clone().requires_grad_()
+            still = self.model(clip)
+            parts += torch.autograd.grad(still, clip, (still.detach() - blank) * weights)
+        self.blank_margin = (blank * weights).sum(1)
+        self.static_part = torch.stack(parts).mean(0)
 
 
 def against_others(weights: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def test_explain_writes_the_five_files(video, tmp_path, capsys, method):
     assert (summary["method"], summary["preset"], summary["n_sigma"]) == (method, "default", 2)
     assert len(summary["top5"]) == 5
     assert sum(probability for _, probability in summary["top5"]) == pytest.approx(1)
-    assert set(summary["clips"][0]["seconds"]) == {"read", "forward_backward", "select", "frozen", "render"}
+    assert set(summary["clips"][0]["seconds"]) == {"read", "forward_backward", "select", "split", "frozen", "render"}
 
     with np.load(out / "explanation.npz") as arrays:
         found = dict(arrays)

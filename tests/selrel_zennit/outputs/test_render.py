@@ -13,7 +13,8 @@ from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.errors import InputError
 from selrel_zennit.outputs.canvas import ACCENT, plain_ascii
 from selrel_zennit.outputs.colormaps import COLORMAPS, palette
-from selrel_zennit.outputs.render import NORMS, colour_scale, normalise, overlay_frames, strip_image
+from selrel_zennit.outputs.painter import NORMS, colour_scale, normalise
+from selrel_zennit.outputs.render import overlay_frames, strip_image
 
 WORDS = {
     "title": "clip.mp4, c3d, dtd",

@@ -144,5 +144,5 @@ def test_report_says_how_fast_the_film_runs_and_how_likely_the_target_is():
 
 def test_calibrated_report_has_its_own_caveat():
     html = report_html({**SUMMARY, "preset": "calibrated"}, MEDIA)
-    assert "frozen clips" in html
+    assert "stand still" in html
     assert "n·σ is relative" not in html
