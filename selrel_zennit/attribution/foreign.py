@@ -13,6 +13,7 @@ from zennit.attribution import Gradient as ZennitGradient
 from zennit.attribution import Occlusion as ZennitOcclusion
 from zennit.core import Composite
 
+from .. import plugins
 from ..clips.spec import ClipSpec
 from ..composites import release_hooks
 from ..errors import InputError
@@ -100,8 +101,9 @@ def as_attributor(
 ) -> VideoAttributor:
     """Return what explains ``model``, with all guarantees of VideoAttributor and an ``info`` that says what it is.
 
-    A name of ``METHODS`` is built with ``options``. A composite becomes a Gradient, and so does Zennit's Gradient, with
-    what the composite lacks on video networks (canonizers, a rule for sums; see Completed); any other attributor is
+    A name of ``METHODS`` is built with ``options``, and so is what "package.module:name" names: a function
+    (model, **options), a class of attributors or composites. A composite becomes a Gradient, and so does Zennit's
+    Gradient, with what the composite lacks on video networks (canonizers, a rule for sums; see Completed); any other attributor is
     Adapted. A VideoAttributor is returned as it is. ``clip`` tells a model without a ClipSpec what it takes.
     ``strict``, which may stand among the options, is VideoAttributor's.
 
@@ -110,10 +112,12 @@ def as_attributor(
     """
     options = dict(options or {})
     strict = bool(options.pop("strict", strict))
-    if isinstance(method, str):
+    if isinstance(method, str) and ":" not in method:
         attributor = build_by_name(method, model, options)
         attributor.strict = strict
         return attributor
+    if isinstance(method, str):
+        method, options = _made(method, plugins.import_named(method, "--method"), model, options), {}
     if not isinstance(method, Attributor | Composite):
         got = f"the class {method.__name__}: pass an object of it" if isinstance(method, type) else repr(method)
         raise InputError(f"a method is the name of one, a Zennit attributor or a Zennit composite, got {got}")
@@ -131,6 +135,22 @@ def as_attributor(
         inner = made.inner if isinstance(made, Adapted) else made
         own = {} if type(inner) is Gradient else parameters(inner, leave_out=_NOT_OPTIONS)
         made.info |= {**provenance(made, model, None, own), "attributor": _name(method)}
+    return made
+
+
+def _made(name: str, found: Any, model: nn.Module, options: dict[str, Any]) -> Attributor | Composite:
+    """Return the attributor or composite that "package.module:name" is, or makes of the model and the options."""
+    if isinstance(found, Attributor | Composite) and not options:
+        return found
+    composite = isinstance(found, type) and issubclass(found, Composite)
+    try:
+        made = found(**options) if composite else found(model, **options)
+    except TypeError as error:
+        raise InputError(
+            f"{name} cannot be called ({error}): it must be a function (model, **options), an attributor or a composite"
+        ) from None
+    if not isinstance(made, Attributor | Composite):
+        raise InputError(f"{name} returned {type(made).__name__}: it must return a Zennit attributor or composite")
     return made
 
 

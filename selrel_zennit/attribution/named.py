@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from zennit.composites import COMPOSITES
 
+from .. import plugins
 from ..errors import InputError
 from ..text import close_names
 from .base import VideoAttributor
@@ -17,7 +18,10 @@ from .table import METHODS
 
 def build_by_name(name: str, model: nn.Module, options: dict[str, Any]) -> VideoAttributor:
     """Return the attributor of a method of METHODS; raises InputError as build_method does."""
+    faults = [] if name in METHODS else plugins.load(plugins.METHODS, METHODS, name)
     if name not in METHODS:
+        if faults:
+            raise InputError(faults[0])
         composite = f"; the composite {name!r} is passed as an object" if name in COMPOSITES else ""
         raise InputError(
             f"no method named {name!r}{close_names(name, METHODS)}; there are {', '.join(METHODS)}{composite}"

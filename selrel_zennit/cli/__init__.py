@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
+from .. import plugins
 from ..errors import InputError
 from ..text import close_names
 
@@ -47,11 +48,12 @@ class _Root(click.Group):
     """A group that resolves its commands by import strings, so that --help and the device path load nothing heavy."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *(name for name in plugins.entry_points(plugins.COMMANDS) if name not in COMMANDS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            known = cmd_name in plugins.entry_points(plugins.COMMANDS)
+            return plugins.load_command(cmd_name) if known else None
         try:
             command: click.Command = resolve(COMMANDS[cmd_name].target)
         except ModuleNotFoundError as error:
@@ -64,13 +66,17 @@ class _Root(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}{close_names(args[0], COMMANDS)}; see selrel --help")
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            raise click.UsageError(f"no command {args[0]!r}{close_names(args[0], known)}; see selrel --help")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+            others = [name for name in self.list_commands(ctx) if name not in COMMANDS]
+            if others:
+                formatter.write_dl([(name, plugins.summary_of(name)) for name in others])
 
 
 @click.group(cls=_Root)

@@ -25,7 +25,9 @@ from .options import allow_unseen_option, json_option, method_options, model_opt
 
 @click.command()
 @model_options
-@click.option("--method", default="dtd", show_default=True, help="A name of `selrel list methods`.")
+@click.option(
+    "--method", default="dtd", show_default=True, help="A name of `selrel list methods`, or package.module:name."
+)
 @click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method; may be repeated.")
 @click.option(
     "--clips",

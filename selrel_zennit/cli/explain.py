@@ -40,7 +40,9 @@ from .selection_options import chosen_selection, selection_options, selection_se
 @click.command()
 @click.argument("video", required=False)
 @model_options
-@click.option("--method", default="dtd", show_default=True, help="A name of `selrel list methods`.")
+@click.option(
+    "--method", default="dtd", show_default=True, help="A name of `selrel list methods`, or package.module:name."
+)
 @click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method; may be repeated.")
 @selection_options
 @click.option("--target", default="top1", show_default=True, help="top1, a class index, or a class name.")
@@ -142,7 +144,12 @@ def explain(
         if check == "maps":
             additions["check"] = _check(model, clips, method, selection, {**options, "strict": not allow_unseen})
         unknown = weights_doubt(model_settings["model_name"], video, str(provenance["weights"]))
-        warnings = [METHODS[method].warning, doubt, unknown, *additions.get("check", {}).get("findings", [])]
+        warnings = [
+            METHODS[method].warning if method in METHODS else None,
+            doubt,
+            unknown,
+            *additions.get("check", {}).get("findings", []),
+        ]
         summary = write_outputs(
             folder,
             clips,

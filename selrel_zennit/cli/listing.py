@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .. import plugins
 from ..errors import InputError
 from . import resolve
 from .options import json_option, write_json
@@ -47,6 +48,7 @@ def listing(what: str, json_path: str | None) -> None:
 def _methods() -> list[dict[str, Any]]:
     from ..attribution import METHODS
 
+    _warn(plugins.load(plugins.METHODS, METHODS))
     return [
         {
             "name": entry.name,
@@ -64,6 +66,7 @@ def _methods() -> list[dict[str, Any]]:
 def _models() -> list[dict[str, Any]]:
     from ..models import MODELS
 
+    _warn(plugins.load(plugins.MODELS, MODELS))
     return [
         {
             "name": entry.name,
@@ -73,6 +76,12 @@ def _models() -> list[dict[str, Any]]:
         }
         for entry in MODELS.values()
     ]
+
+
+def _warn(faults: list[str]) -> None:
+    """Name the packages whose methods or models cannot be had; the others are listed."""
+    for fault in faults:
+        click.echo(f"warning: {fault}", err=True)
 
 
 def _composites() -> list[dict[str, Any]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import plugins
 from ..clips.spec import ClipSpec
 from ..errors import InputError
 from ..files import sha256_file
@@ -92,6 +91,8 @@ def load_model(
     """
     # Tensors made under inference mode could not be differentiated later.
     with torch.inference_mode(False):
+        if isinstance(name, str) and name not in MODELS:
+            plugins.load(plugins.MODELS, MODELS, name)
         entry = MODELS.get(name) if isinstance(name, str) else None
         if isinstance(name, str) and entry is None and ":" not in name:
             raise InputError(
@@ -108,7 +109,9 @@ def load_model(
             if isinstance(name, torch.export.ExportedProgram) or not (isinstance(name, str) or callable(name)):
                 refuse_programs(name)
             label = name if isinstance(name, str) else getattr(name, "__qualname__", repr(name))
-            factory = _import_factory(name) if isinstance(name, str) else name
+            factory = plugins.import_named(name, "--model") if isinstance(name, str) else name
+            if not callable(factory):
+                raise InputError(f"{label} is no function that makes a network: give --model package.module:factory")
             model, provenance = _load_factory(label, factory, weights, num_classes, seed)
         refuse_programs(model)
         if spec is not None:
@@ -289,21 +292,3 @@ def _reset(model: nn.Module, seed: int) -> None:
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-
-
-def _import_factory(name: str) -> Callable[..., nn.Module]:
-    module_name, _, attribute = name.partition(":")
-    # A console script does not look into the current folder, where a user's own network usually lies.
-    sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
-        raise InputError(
-            f"{name}: cannot import {module_name} ({error}); give --model package.module:factory"
-        ) from None
-    finally:
-        sys.path.remove("")
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise InputError(f"{name}: {module_name} has no function {attribute!r}{close_names(attribute, dir(module))}")
-    return factory  # type: ignore[no-any-return]

@@ -121,7 +121,7 @@ def export(
     if kit is not None:
         write_kit(path, kit)
     doubt = weights_doubt(model_settings["model_name"], None, str(artifact.info["weights"]))
-    warnings = [text for text in (METHODS[method].warning, warning, doubt) if text]
+    warnings = [text for text in (METHODS[method].warning if method in METHODS else None, warning, doubt) if text]
     figures = _figures(graph, artifact, report, warnings)
     write_json(json_path, figures)
     if json_path != "-":

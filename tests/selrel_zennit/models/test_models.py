@@ -119,7 +119,7 @@ def test_a_factory_by_name(tmp_path, monkeypatch):
     assert model.provenance["model"] == "my_network:make"
     for wrong, message in (
         ("my_network:mak", "did you mean 'make'"),
-        ("my_network:nothing", "no function 'nothing'"),
+        ("my_network:nothing", "is no function"),
         ("no_such_module_here:make", "cannot import no_such_module_here"),
     ):
         with pytest.raises(sr.InputError, match=message):
