@@ -103,7 +103,7 @@ def as_attributor(
 
     A name of ``METHODS`` is built with ``options``, and so is what "package.module:name" names: a function
     (model, **options), a class of attributors or composites. A composite becomes a Gradient, and so does Zennit's
-    Gradient, with what the composite lacks on video networks (canonizers, a rule for sums; see Completed); any other attributor is
+    Gradient, with what it lacks on video networks (canonizers, a rule for sums; see Completed); any other attributor is
     Adapted. A VideoAttributor is returned as it is. ``clip`` tells a model without a ClipSpec what it takes.
     ``strict``, which may stand among the options, is VideoAttributor's.
 

@@ -66,8 +66,8 @@ def tiny_method(model, value: float = 1.0):
 SPEC = sr.ClipSpec(frames=4, crop=16, short_side=16)
 
 
-@sr.register_model("tiny_model", summary="a tiny network", citation="a test")
-def tiny_model(num_classes=3):
+@sr.register_model("tiny_model", summary="a tiny network", citation="a test", classes=3)
+def tiny_model(num_classes=3, spec=None):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 16 * 16, num_classes))
     model.spec = SPEC
     return model
