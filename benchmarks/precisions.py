@@ -70,7 +70,7 @@ def measure_memory(what: str) -> None:
     model = sr.load_model("c3d", weights="random", num_classes=101)
     clip, attributor = clip_of(model, CLIPS[0]), sr.build_method("dtd", model)
     if what != "zennit":
-        module = compile_explanation(attributor, torch.zeros_like(clip), precision=what).runnable
+        module = compile_explanation(attributor, torch.zeros_like(clip), precision=what).form("eager")
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # compiling needs more than explaining
     page = os.sysconf("SC_PAGE_SIZE")
     before = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * page / 2**20
@@ -114,13 +114,13 @@ def main() -> None:
             graph = compile_explanation(attributor, torch.zeros_like(clips[0]), precision=precision)
             graphs[precision] = {"passes": [report._asdict() for report in graph.passes]}
             graphs[precision]["constants_over_weights"] = graph.passes[-1].constant_bytes / weights
-            eager = graph.runnable
+            eager = graph.form("eager")
             runs: dict[str, Callable[..., Any]] = {"eager": eager}
             if precision in EAGER:
                 timed[f"eager {precision}"] = lambda eager=eager: eager(clips[0], TOP)
             if precision in TIMED:
-                runs["inductor"] = compile_frozen(graph.compilable, clips[0], TOP)
-                forward = compile_frozen(outputs_alone(graph.runnable, "logits"), clips[0], TOP)
+                runs["inductor"] = compile_frozen(graph.form("inductor"), clips[0], TOP)
+                forward = compile_frozen(outputs_alone(graph.form("eager"), "logits"), clips[0], TOP)
                 timed[f"inductor forward {precision}"] = lambda forward=forward: forward(clips[0], TOP)
                 timed[f"inductor {precision}"] = lambda run=runs["inductor"]: run(clips[0], TOP)
             if not references:
@@ -129,7 +129,7 @@ def main() -> None:
                 frozen = [
                     distance(eager(clip, right[1])[2], right[2]) for clip, right in zip(still, references, strict=True)
                 ]
-                alone = outputs_alone(graph.compilable, "logits", "explained_target", "relevance")
+                alone = outputs_alone(graph.form("inductor"), "logits", "explained_target", "relevance")
                 relevance_alone = compile_frozen(alone, clips[0], TOP)
                 timed["inductor fp32 without selection"] = lambda run=relevance_alone: run(clips[0], TOP)
             accurate[precision] = {

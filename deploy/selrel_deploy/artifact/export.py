@@ -179,7 +179,7 @@ def _write_onnx(
     example = torch.zeros(_input_shape(graph, prepare), dtype=torch.float32 if prepare is None else torch.uint8)
     target = torch.zeros(graph.clip_shape[0], dtype=torch.int64)
     names = [INPUTS["float" if prepare is None else "uint8"], "target"]
-    module = graph.for_onnx(split)
+    module = graph.form("onnx", split=split)
     model = to_onnx(Replayed(module, prepare), (example, target), names, OUTPUTS)
     paths = part_paths(path, split)
     activations: list[str] = []

@@ -89,7 +89,7 @@ class Forward:
         if where.type == "cuda":
             self._module: Any = on_device(outputs_alone(graph.module, "logits"), where)
         else:
-            self._module = outputs_alone(graph.runnable, "logits")
+            self._module = outputs_alone(graph.form("eager"), "logits")
         if compiled:
             with float32_products(tf32):
                 self._module = compile_frozen(self._module, self.clip, self._target)

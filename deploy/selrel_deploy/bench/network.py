@@ -189,7 +189,7 @@ class _Maker:
             self._selection(runner)
             source, options = (graph, {}) if runner in _TORCH else (path, file_options(runner, self.threads))
             # The graph holds what torch's runners take before there is a runner.
-            form = graph.module if runner == "eager" else graph.for_compilers
+            form = graph.form("plain" if runner == "eager" else "compiled")
             held = constant_bytes(form) if runner in _TORCH else 0
             try:
                 row = self._runner(name, precision, runner, source, options, held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,19 +21,8 @@ from ..artifact.format import OUTPUTS
 from ..precisions import split_precision
 from .capture.lower import lower
 from .capture.trace import trace
-from .passes.combine import absorb_offsets, combine
-from .passes.fold import fold, pack_constants
-from .passes.in_place import compute_in_place
-from .passes.kernels import with_kernels
-from .passes.max_pools import FIRST_MAXIMA, by_repeating, max_pool_backward, rectify_after_pools
-from .passes.onnx_convolutions import join_wide, skip_padding_in_time, sum_by_convolution, unroll_in_time
-from .passes.parts_of_weights import clamp_at_run_time, clamp_now, multiply_in_blocks
-from .passes.precision import lower_precision
-from .passes.schedule import shorten_lives
-from .passes.signs import eliminate_zeros
-from .passes.simplify import multiply_for_choices, simplify
-from .passes.window_divisors import divide_by_window
-from .rewriting import constant_bytes, copied, count_convolutions, finish, without_code, written_out
+from .pipelines import FORMS, Options, of_all_forms, of_form
+from .rewriting import constant_bytes, copied, count_convolutions, without_code
 
 
 class PassReport(NamedTuple):
@@ -59,10 +47,9 @@ class ExplanationGraph:
     Called with a clip of ``clip_shape`` and ``dtype`` and targets int64 [B] (−1: the top class), it returns
     ``OUTPUTS`` as a tuple: logits [B,K], explained_target int64 [B], relevance, motion_relevance and mask (bool), each
     [B,T,H,W]. ``passes`` says what each pass of the compiler did; ``print(graph.module.code)`` shows the graph.
-    ``for_compilers`` is the same graph as inductor and ONNX runtimes are faster with it.
+    ``form`` gives the same graph as those who run it are faster with it.
     """
 
-    module: fx.GraphModule
     clip_shape: tuple[int, ...]
     dtype: torch.dtype
     num_classes: int
@@ -74,8 +61,14 @@ class ExplanationGraph:
     _reports: list[PassReport] = field(repr=False)
     # The network as it was given: what golden logits come from, and are held against.
     network: nn.Module | None = field(repr=False, default=None)
+    _forms: dict[str, fx.GraphModule] = field(repr=False, default_factory=dict)
 
     outputs = OUTPUTS
+
+    @property
+    def module(self) -> fx.GraphModule:
+        """The plain form: a graph of ATen operations that any device's torch runs."""
+        return self.form("plain")
 
     def __call__(self, clip: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the five outputs; see the class. Raises InputError for another shape or dtype, or a bad target."""
@@ -90,55 +83,32 @@ class ExplanationGraph:
         if int(target.min()) < -1 or int(target.max()) >= self.num_classes:
             raise InputError(f"target must lie in -1…{self.num_classes - 1} (-1: top class), got {target.tolist()}")
         with torch.no_grad():
-            outputs: tuple[torch.Tensor, ...] = self.runnable(clip, target)
+            outputs: tuple[torch.Tensor, ...] = self.form("eager")(clip, target)
         return outputs
 
     @cached_property
     def passes(self) -> list[PassReport]:
-        """What the passes did, up to the module, and last for compilers."""
-        return [*self._reports, _report("pools", self.module), _report("compilers", self.for_compilers)]
+        """What the passes did, up to the plain form, and last for compilers."""
+        return [*self._reports, _report("plain", self.module), _report("compiled", self.form("compiled"))]
 
-    @cached_property
-    def for_compilers(self) -> fx.GraphModule:
-        """The graph with pools going backward by repeating, choices as products, and all of its weights constants."""
-        return _finished(self._for_compilers(self._source))
+    def form(self, name: str, *, split: bool = False) -> fx.GraphModule:
+        """Return the graph in a form of ``pipelines.FORMS``: plain, eager, compiled, inductor or onnx.
 
-    def for_onnx(self, split: bool = False) -> fx.GraphModule:
-        """Return ``for_compilers`` as ONNX Runtime is faster with it.
-
-        What goes back through a pool is divided before it is spread, narrow kernels are unrolled in time, padding is
-        not multiplied where frames are few, and convolutions of the same input joined: a layer and its z⁺. The forward
-        pass then computes what is relevance's alone, so with ``split`` they stay apart. Made anew at each call: it
-        holds weights of its own.
+        ``split`` leaves the forward pass of the form onnx by itself. That form is made anew at each call: it holds
+        weights of its own. Raises InputError for another name.
         """
-        made = copied(self._source)
-        divide_by_window(made)
-        made = self._for_compilers(made)
-        if not split:
-            join_wide(made)
-        unroll_in_time(made)
-        skip_padding_in_time(made)
-        sum_by_convolution(made)
-        return _finished(made)
-
-    def _for_compilers(self, source: fx.GraphModule) -> fx.GraphModule:
-        made = written_out(source, FIRST_MAXIMA, by_repeating)
-        clamp_now(made)
-        multiply_for_choices(made)
+        if name not in FORMS:
+            raise InputError(f"no form named {name!r} of a graph; there are {', '.join(FORMS)}")
+        if name in self._forms:
+            return self._forms[name]
+        base = FORMS[name].on
+        made = copied(self._source if base is None else self.form(base))
+        for one in of_form(name):
+            replaced = one.run(made, Options(self.precision, split))
+            made = replaced if isinstance(replaced, fx.GraphModule) else made
+        if name != "onnx":
+            self._forms[name] = made
         return made
-
-    @cached_property
-    def runnable(self) -> fx.GraphModule:
-        """The module as this machine's torch computes it operation by operation, unchecked."""
-        made = copied(with_kernels(self.module))
-        multiply_in_blocks(made)
-        compute_in_place(made)
-        return made
-
-    @cached_property
-    def compilable(self) -> fx.GraphModule:
-        """``for_compilers`` as this machine's torch compiles it, unchecked."""
-        return with_kernels(self.for_compilers)
 
 
 @without_code
@@ -189,26 +159,12 @@ def compile_explanation(
     reports = [_report("trace", graph)]
     graph = lower(graph)
     reports.append(_report("lower", graph))
-    steps: tuple[tuple[str, Callable[[fx.GraphModule], Any]], ...] = (
-        ("simplify", simplify),
-        ("signs", eliminate_zeros),
-        ("fold", fold),
-        ("simplify", simplify),
-        ("combine", combine),
-        ("rectify", rectify_after_pools),
-        ("pack", pack_constants),
-        ("precision", lambda graph: lower_precision(graph, precision)),
-        ("simplify", simplify),
-        ("biases", absorb_offsets),
-        ("parts", clamp_at_run_time),
-    )
-    for name, step in steps:
-        step(graph)
-        reports.append(_report(name, graph))
+    for one in of_all_forms():
+        one.run(graph, Options(precision))
+        reports.append(_report(one.name, graph))
     logits = graph.graph.output_node().args[0][0].meta["val"]  # type: ignore[index, union-attr]
     _forget_tracing(graph)
     return ExplanationGraph(
-        _finished(written_out(graph, FIRST_MAXIMA, max_pool_backward)),
         tuple(clip.shape),
         clip.dtype,
         int(logits.shape[1]),
@@ -224,18 +180,6 @@ def compile_explanation(
 def _report(name: str, graph: fx.GraphModule) -> PassReport:
     operations = sum(node.op == "call_function" for node in graph.graph.nodes)
     return PassReport(name, operations, count_convolutions(graph), constant_bytes(graph))
-
-
-def _finished(graph: fx.GraphModule) -> fx.GraphModule:
-    """Take the last passes on a graph that holds plain operations alone, and keep of shapes what runners ask for."""
-    simplify(graph)
-    shorten_lives(graph)
-    for node in graph.graph.nodes:
-        value = node.meta.get("val")
-        kept = {"shape": tuple(value.shape), "dtype": value.dtype} if isinstance(value, torch.Tensor) else {}
-        node.meta = {**kept, "custom": node.meta.get("custom", {})}
-    finish(graph)
-    return graph
 
 
 def _info(attributor: Attributor) -> dict[str, Any]:

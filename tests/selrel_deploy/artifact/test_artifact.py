@@ -64,7 +64,7 @@ def test_the_onnx_file_is_plain(artifact, graph):
     ones = [entry.name for entry in model.graph.initializer if list(entry.dims) == [1, 3, 1, 1, 1]]
     sums = [node for node in products if node.input[1] in ones]
     assert len(sums) == 1
-    assert len(products) - linear == count_convolutions(graph.for_onnx()) < graph.passes[-1].convolutions + len(sums)
+    assert len(products) - linear == count_convolutions(graph.form("onnx")) < graph.passes[-1].convolutions + len(sums)
     assert all(len(node.output) == 1 for node in model.graph.node if node.op_type == "MaxPool")
     weights = {entry.name for entry in model.graph.initializer}
     # A reshape of a constant moves nothing.

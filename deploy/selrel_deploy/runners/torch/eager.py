@@ -26,7 +26,7 @@ class EagerRunner(Runner):
         super().__init__(
             graph.clip_shape, graph.num_classes, device=processor(), provider="torch", precision=graph.precision
         )
-        self._module: Any = graph.runnable
+        self._module: Any = graph.form("eager")
 
     @classmethod
     def open(cls, source: Any, **options: Any) -> Runner:

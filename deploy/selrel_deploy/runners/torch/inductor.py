@@ -52,7 +52,7 @@ class InductorRunner(Runner):
         for tensor, value in zip(self._inputs, (clip, target), strict=True):
             tensor.copy_(torch.from_numpy(value))
         try:
-            self._compiled: Any = compile_frozen(graph.compilable, *self._inputs)
+            self._compiled: Any = compile_frozen(graph.form("inductor"), *self._inputs)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             first = str(error.__cause__ or error).strip().splitlines()[0]
             raise InputError(f"inductor cannot compile this graph ({first}): use the eager runner") from None

@@ -66,7 +66,7 @@ class TorchCudaRunner(Runner):
                 torch.zeros(self.clip_shape, device=where),
                 torch.zeros(self.clip_shape[0], dtype=torch.int64, device=where),
             )
-            self._module: Callable[..., Any] = on_device(graph.for_compilers if compiled else graph.module, where)
+            self._module: Callable[..., Any] = on_device(graph.form("compiled" if compiled else "plain"), where)
             if compiled:
                 self._compile(graph, cuda_graph)
         except torch.OutOfMemoryError:

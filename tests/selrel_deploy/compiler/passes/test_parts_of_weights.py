@@ -108,7 +108,7 @@ def test_an_explanation_holds_each_linear_weight_once(precision):
     assert saved > 0
     if precision == "fp32":
         assert saved == sum(weight.numel() * weight.element_size() for weight in linear)
-    assert count_operations(graph.runnable)["selrel.clamped_linear.default"] == 2 * len(linear)
-    assert aten.linear.default in {node.target for node in graph.for_compilers.graph.nodes}
-    found, expected = (run(clip, torch.tensor([-1])) for run in (graph, graph.for_compilers))
+    assert count_operations(graph.form("eager"))["selrel.clamped_linear.default"] == 2 * len(linear)
+    assert aten.linear.default in {node.target for node in graph.form("compiled").graph.nodes}
+    found, expected = (run(clip, torch.tensor([-1])) for run in (graph, graph.form("compiled")))
     torch.testing.assert_close(found, expected, rtol=1e-3 if "bf16" in precision else 1e-5, atol=1e-7)
