@@ -46,6 +46,9 @@ class Versus:
                 f"clip {same[0]}: class {self.first.target[same[0]]} stands on both sides; choose another to compare"
             )
 
+    def __repr__(self) -> str:
+        return f"Versus({self.first!r} against {self.second!r})"
+
     @property
     def difference(self) -> FloatArray:
         """Where A has more relevance than B (positive) and less (negative): A/Σ|A| − B/Σ|B|, float32 [B,T,H,W]."""

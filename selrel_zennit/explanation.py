@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from .errors import InputError
+from .files import atomic_path
+from .motion_split import ARRAYS as SPLIT_ARRAYS
 from .motion_split import MotionSplit, joined_splits
 
 FloatArray = npt.NDArray[np.float32]
@@ -34,7 +39,9 @@ class Explanation:
     mask              bool  [B,T,H,W]  what the selection kept
     unseen            strings          operations of the network that no rule of the method saw (``strict=False``)
     split             MotionSplit      the margin taken apart: what of it is motion; None where that was not asked for
+    frames            uint8 [B,T,H,W,3] what the network saw, RGB, for pictures; None where that is not known
 
+    ``explanation[i]`` is one clip of the batch, ``save`` and ``load`` keep it in a file, and a notebook shows pictures.
     Raises ValueError, naming the field and the shape it got, for anything that does not fit together, and for values
     that are not finite.
     """
@@ -46,6 +53,7 @@ class Explanation:
     mask: npt.NDArray[np.bool_]
     unseen: tuple[str, ...] = field(default=(), kw_only=True)
     split: MotionSplit | None = field(default=None, kw_only=True)
+    frames: npt.NDArray[np.uint8] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         shape = np.shape(self.relevance)
@@ -78,15 +86,90 @@ class Explanation:
             raise ValueError("motion_relevance must be relevance where mask is set and zero elsewhere")
         if self.split is not None and self.split.motion_part.shape != shape:
             raise ValueError(f"the split must have relevance's shape {shape}, got {self.split.motion_part.shape}")
+        if self.frames is not None and (self.frames.shape != (*shape, 3) or self.frames.dtype != np.uint8):
+            raise ValueError(f"frames must be uint8 {(*shape, 3)}, got {self.frames.dtype} {self.frames.shape}")
 
     def __len__(self) -> int:
         return int(self.relevance.shape[0])
+
+    def __getitem__(self, index: int) -> Explanation:
+        """Return one clip of the batch as a batch of one; a negative index counts from the end."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"clip {index} of an explanation of {len(self)}")
+        return self.clip(index % len(self))
+
+    def __repr__(self) -> str:
+        count, *size = self.relevance.shape
+        clips = f"{count} clip{'' if count == 1 else 's'} of {'×'.join(map(str, size))}"
+        targets = [str(target) for target in dict.fromkeys(self.target.tolist())]
+        more = f", … ({len(targets)} in all)" if len(targets) > 4 else ""
+        explained = f"class {', '.join(targets[:4])}{more} of {self.logits.shape[1]}"
+        share = self.motion_share()
+        parts = [clips, explained, f"motion {_spread(share.mass)} of |R| in {_spread(share.area)} of its area"]
+        if self.unseen:
+            parts.append(f"{len(self.unseen)} operations unseen")
+        return f"Explanation({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        from .outputs.notebook import explanation_html
+
+        return explanation_html(self)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all that a file holds of it, by name; see ``save``."""
+        held: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in _FIELDS}
+        if self.frames is not None:
+            held["frames"] = self.frames
+        if self.unseen:
+            held["unseen"] = np.array(self.unseen)
+        if self.split is not None:
+            held |= {name: getattr(self.split, name) for name in SPLIT_ARRAYS}
+            held["reference"] = np.array(self.split.reference)
+        return held
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a compressed .npz with an array for each field, as `selrel explain` does; whole or not at all.
+
+        Raises InputError for a name that does not end in .npz, and a place that cannot be written.
+        """
+        if not os.fspath(path).endswith(".npz"):
+            raise InputError(f"{os.fspath(path)}: an explanation is saved as NAME.npz")
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, **self.arrays())  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Explanation:
+        """Read what ``save``, `selrel explain` and `selrel run` write, and check it.
+
+        Raises InputError for a file that does not exist, is no .npz, or holds no explanation.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                held = {name: file[name] for name in file.files}
+        except OSError as error:
+            raise InputError(f"cannot read {os.fspath(path)}: {error.strerror or 'it is no .npz file'}") from error
+        except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise InputError(f"{os.fspath(path)} is no .npz file, or a damaged one: write it again") from error
+        missing = [name for name in _FIELDS if name not in held]
+        if missing:
+            raise InputError(f"{os.fspath(path)} is no explanation: it has no array {missing[0]!r}")
+        try:
+            split = None
+            if all(name in held for name in SPLIT_ARRAYS):
+                reference = str(held.get("reference", "frames"))
+                split = MotionSplit(**{name: held[name] for name in SPLIT_ARRAYS}, reference=reference)
+            unseen = tuple(str(text) for text in held.get("unseen", ()))
+            fields = {name: held[name] for name in _FIELDS}
+            return cls(**fields, unseen=unseen, split=split, frames=held.get("frames"))
+        except ValueError as error:
+            raise InputError(f"{os.fspath(path)} holds no explanation: {error}") from error
 
     def clip(self, index: int) -> Explanation:
         """Return the explanation of one clip of the batch, as a batch of one."""
         arrays = {name: getattr(self, name)[index : index + 1] for name in _FIELDS}
         split = None if self.split is None else self.split.clip(index)
-        return Explanation(**arrays, unseen=self.unseen, split=split)
+        frames = None if self.frames is None else self.frames[index : index + 1]
+        return Explanation(**arrays, unseen=self.unseen, split=split, frames=frames)
 
     @property
     def static_relevance(self) -> FloatArray:
@@ -115,4 +198,15 @@ def joined(explanations: Sequence[Explanation]) -> Explanation:
     arrays = {name: np.concatenate([getattr(one, name) for one in explanations]) for name in _FIELDS}
     splits = [one.split for one in explanations]
     split = joined_splits([one for one in splits if one is not None]) if all(splits) else None
-    return Explanation(**arrays, unseen=unseen, split=split)
+    seen = [one.frames for one in explanations if one.frames is not None]
+    frames = np.concatenate(seen) if len(seen) == len(explanations) else None
+    return Explanation(**arrays, unseen=unseen, split=split, frames=frames)
+
+
+def _spread(shares: npt.NDArray[np.float64]) -> str:
+    """Return shares in words: "12%", "9% to 14%" over several clips, n/a where none is defined."""
+    known = shares[np.isfinite(shares)]
+    if not known.size:
+        return "n/a"
+    ends = [f"{end:.0%}" if end >= 0.0995 else f"{end:.1%}" for end in (known.min(), known.max())]
+    return " to ".join(dict.fromkeys(ends))

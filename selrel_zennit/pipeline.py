@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def explain(
     attributor = as_attributor(method, model, options, clip, strict=strict)
     selection = _fitting(selection, attributor)
     splitter = None if motion is None else splitter_of(model, motion, strict)
-    return _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds, splitter)
+    found = _explain(model, clip, attributor, target, selection, {} if seconds is None else seconds, splitter)
+    spec = getattr(model, "spec", None)
+    return replace(found, frames=spec.to_pixels(clip)) if isinstance(spec, ClipSpec) else found
 
 
 def splitter_of(model: nn.Module, reference: str, strict: bool = True) -> MotionLRP:

@@ -28,6 +28,7 @@ def lazy_names(
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*namespace, *names})
+        # What a module imports for itself is in its namespace too, and nobody's to use.
+        return sorted({*names, *(name for name in namespace if name.startswith("__"))})
 
     return __getattr__, __dir__

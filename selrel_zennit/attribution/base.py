@@ -68,6 +68,12 @@ class VideoAttributor(Attributor):
         self._recorder: Recorder | None = None
         self._record: list[str] = []
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in (self.info.get("options") or {}).items())
+        method = self.info.get("method") or type(self).__name__
+        network = self.info.get("model") or type(self.network).__name__
+        return f"<{method}({options}) of {network}>"
+
     @property
     def model(self) -> nn.Module:
         """The copy of the network that is explained, inside the ``with`` block; outside of it the network."""

@@ -87,6 +87,10 @@ class Calibration:
             if not (0 <= level.held_out_rate <= 1 and level.held_out_error >= 0):
                 raise InputError(f"alpha {level.alpha:g}: no false-positive rate: {level.held_out_rate}")
 
+    def __repr__(self) -> str:
+        alphas = ", ".join(f"{alpha:g}" for alpha in self.alphas)
+        return f"Calibration({self.made_for.method} on {self.made_for.model}, alpha {alphas}, {self.clips} still clips)"
+
     @property
     def alphas(self) -> tuple[float, ...]:
         """The false-positive rates there are thresholds for."""

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import numpy.typing as npt
 from ..class_names import class_name as class_name
 from ..clips.video import write_mp4, write_png
 from ..explanation import Explanation, MotionShare
-from ..motion_split import ARRAYS as SPLIT_ARRAYS
 from ..motion_split import MotionSplit
 from . import render
 from .painter import PERCENTILE, Split, colour_scale
@@ -63,6 +62,16 @@ class ClipExplanations:
         if self.frozen_share is not None and len(self.frozen_share.mass) != len(self.explanation):
             raise ValueError(f"{len(self.frozen_share.mass)} frozen shares for {len(self.explanation)} clips")
 
+    def __len__(self) -> int:
+        return len(self.explanation)
+
+    def __repr__(self) -> str:
+        starts = ", ".join(map(str, self.starts[:4])) + (", …" if len(self.starts) > 4 else "")
+        return f"ClipExplanations({self.explanation!r}, from frame {starts}, {self.info.get('method') or 'no name'})"
+
+    def _repr_html_(self) -> str:
+        return replace(self.explanation, frames=self.pixels)._repr_html_()
+
 
 @dataclass(frozen=True)
 class Style:
@@ -101,15 +110,8 @@ def write_outputs(
         _draw_all(folder, clips, summary, style)
     else:
         summary["overlay"] = None
-    explanation = clips.explanation
-    arrays = {
-        name: getattr(explanation, name) for name in ("relevance", "motion_relevance", "mask", "logits", "target")
-    }
-    if explanation.unseen:
-        arrays["unseen"] = np.array(explanation.unseen)
-    if explanation.split is not None:
-        arrays |= {name: getattr(explanation.split, name) for name in SPLIT_ARRAYS}
-    np.savez_compressed(folder / "explanation.npz", frames=clips.pixels, **arrays)
+    arrays: dict[str, Any] = {"frames": clips.pixels, **clips.explanation.arrays()}
+    np.savez_compressed(folder / "explanation.npz", **arrays)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return summary
 

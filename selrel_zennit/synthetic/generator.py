@@ -83,6 +83,10 @@ class SyntheticClip:
     _causal: Sprite
     _distractor: Sprite
 
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.frames.shape[:3]))
+        return f"SyntheticClip({size}, {self.class_name} on {self.scene_name}, seed {self.seed}, index {self.index})"
+
     @property
     def class_name(self) -> str:
         """The class, one of CLASSES."""

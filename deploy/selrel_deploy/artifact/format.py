@@ -69,6 +69,12 @@ class Artifact:
     files: dict[str, str]
     sha256: str
 
+    def __repr__(self) -> str:
+        what = f"{self.info.get('method')} on {self.info.get('model')}"
+        shape = "×".join(map(str, self.input_shape))
+        taken = f"{self.input_name} {shape}, {self.num_classes} classes, {self.precision}"
+        return f"Artifact({self.path.name}, {what}, {taken})"
+
     @property
     def split(self) -> bool:
         """Whether the artifact is a forward part and an explain part."""

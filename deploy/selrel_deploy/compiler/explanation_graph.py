@@ -65,6 +65,11 @@ class ExplanationGraph:
 
     outputs = OUTPUTS
 
+    def __repr__(self) -> str:
+        what = f"{self.info.get('method')} on {self.info.get('model')}"
+        shape = "×".join(map(str, self.clip_shape))
+        return f"ExplanationGraph({what}, clip {shape}, {self.num_classes} classes, {self.precision})"
+
     @property
     def module(self) -> fx.GraphModule:
         """The plain form: a graph of ATen operations that any device's torch runs."""

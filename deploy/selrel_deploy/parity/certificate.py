@@ -90,6 +90,9 @@ class Certificate:
     comparisons: list[Comparison]
     yardsticks: list[Yardsticks]
 
+    def __repr__(self) -> str:
+        return f"Certificate({self.grade}{self._figures()}, {len(self.cases)} cases)"
+
     @property
     def passed(self) -> bool:
         """Whether the grade is not failed."""
