@@ -26,7 +26,8 @@ _FEWEST, _STILL = 12, 0.25
 # A pixel off by more counts as off by so many grey levels: what moves by itself. A less simple motion must fit better
 # by this factor.
 _FARTHEST, _BETTER = 16.0, 0.9
-_REACH = 8
+# Steps of up to so many pixels are tried, of frames made as small as 128.
+_REACH = 12
 
 
 def camera_path(frames: Grey) -> Array:
@@ -41,19 +42,26 @@ def camera_path(frames: Grey) -> Array:
     return np.stack(path)
 
 
-def following(clip: Tensor, at: int) -> Tensor:
-    """Return a clip of frame ``at`` alone, moved as the camera moves: [B,3,T,H,W] → the same shape.
-
-    What frame ``at`` did not show is taken from the frame itself, which claims no motion there. A clip whose camera
-    stands still gives frame ``at``, repeated to the last bit. Raises InputError while a static graph is traced.
-    """
+def camera_paths(clip: Tensor) -> list[Array]:
+    """Return the camera path of each clip of [B,3,T,H,W]. Raises InputError while a static graph is traced."""
     if get_proxy_mode() is not None:
         raise InputError(
             "the camera's motion is estimated from values, which no static graph can: use reference=frames"
         )
+    return [camera_path(_grey(one)) for one in clip.detach().cpu().float().numpy()]
+
+
+def following(clip: Tensor, at: int, paths: list[Array] | None = None) -> Tensor:
+    """Return a clip of frame ``at`` alone, moved as the camera moves: [B,3,T,H,W] → the same shape.
+
+    What frame ``at`` did not show is taken from the frame itself, which claims no motion there. A clip whose camera
+    stands still gives frame ``at``, repeated to the last bit. ``paths`` are the clip's camera paths, where they are
+    known already. Raises InputError while a static graph is traced.
+    """
+    paths = camera_paths(clip) if paths is None else paths
     made = clip[:, :, at : at + 1].expand_as(clip).clone()
     for index, one in enumerate(clip.detach().cpu().float().numpy()):
-        path = camera_path(_grey(one))
+        path = paths[index]
         height, width = one.shape[-2:]
         for step in range(len(path)):
             move = path[step] @ np.linalg.inv(path[at])
@@ -79,18 +87,17 @@ def _step(before: Grey, after: Grey) -> Array:
 
 
 def _best_shift(before: Grey, after: Grey) -> Array:
-    """Try every shift of up to 8 pixels, of frames that are made small first: a wave or a wall has no corners."""
+    """Try every shift of up to 12 pixels, of frames that are made small first: a wave or a wall has no corners."""
     scale = max(1, round(max(before.shape) / 128))
-    small = [
+    first, second = (
         cv2.resize(frame, None, fx=1 / scale, fy=1 / scale, interpolation=cv2.INTER_AREA) for frame in (before, after)
-    ]
-    first, second = (frame.astype(np.int16) for frame in small)
+    )
     height, width = first.shape
     best, least = (0, 0), np.inf
     for y, x in sorted(product(range(-_REACH, _REACH + 1), repeat=2), key=lambda shift: abs(shift[0]) + abs(shift[1])):
         own = first[max(-y, 0) : height - max(y, 0), max(-x, 0) : width - max(x, 0)]
         other = second[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
-        misfit = np.minimum(np.abs(own - other), int(_FARTHEST)).mean()
+        misfit = cv2.mean(cv2.threshold(cv2.absdiff(own, other), _FARTHEST, 0, cv2.THRESH_TRUNC)[1])[0]
         if misfit < least:
             best, least = (y, x), misfit
     return _shift(best[1] * scale, best[0] * scale)

@@ -38,9 +38,7 @@ def make_reference(kind: str = "frames", frames: int = 4) -> Reference:
     if kind == "median":
         return _median
     if kind == "camera":
-        from .camera_motion import following
-
-        return lambda clip: torch.stack([following(clip, at) for at in evenly_spaced(clip.shape[2], frames)])
+        return lambda clip: _camera(clip, frames)
     count = frames if kind == "frames" else 1
     return lambda clip: torch.stack([_still(clip, at) for at in evenly_spaced(clip.shape[2], count)])
 
@@ -53,6 +51,13 @@ def evenly_spaced(steps: int, frames: int) -> list[int]:
 
 def _still(clip: Tensor, at: int) -> Tensor:
     return clip[:, :, at : at + 1].expand_as(clip)
+
+
+def _camera(clip: Tensor, frames: int) -> Tensor:
+    from .camera_motion import camera_paths, following
+
+    paths = camera_paths(clip)
+    return torch.stack([following(clip, at, paths) for at in evenly_spaced(clip.shape[2], frames)])
 
 
 def _median(clip: Tensor) -> Tensor:

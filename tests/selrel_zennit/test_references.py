@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import selrel_zennit as sr
 from selrel_zennit.camera_motion import camera_path, following
@@ -45,6 +46,26 @@ def test_the_camera_is_met_to_a_pixel_where_it_is_known(motion):
         path = camera_path(grey(clip))
         found = -path[:, :2, 2]
         np.testing.assert_allclose(found, clip.camera - clip.camera[0], atol=1)
+
+
+@pytest.mark.parametrize("index", [3, 6, 29])
+def test_steps_of_up_to_eleven_pixels_are_met(index):
+    clip = make_clip(SyntheticSpec(pan=4, shake=4), 11, index)
+    assert np.abs(np.diff(clip.camera, axis=0)).max() in (9, 11)
+    np.testing.assert_allclose(-camera_path(grey(clip))[:, :2, 2], clip.camera - clip.camera[0], atol=1)
+
+
+@pytest.mark.parametrize("kind", ["frames", "middle", "median"])
+@pytest.mark.parametrize("steps", [1, 7, 16])
+def test_a_traced_reference_is_that_of_other_clips_too(kind, steps):
+    first, other = torch.randn(2, 2, 3, steps, 4, 4, generator=torch.Generator().manual_seed(0))
+    reference = make_reference(kind)
+    assert torch.equal(make_fx(reference)(first)(other), reference(other))
+
+
+def test_a_camera_is_not_traced():
+    with pytest.raises(sr.InputError, match="static graph"):
+        make_fx(make_reference("camera"))(torch.zeros(1, 3, 4, 40, 40))
 
 
 def test_a_turning_camera_is_followed():
