@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .comparison import versus as versus
     from .errors import InputError as InputError
     from .explanation import Explanation as Explanation
+    from .many import explain_many as explain_many
     from .models import MODELS as MODELS
     from .models import load_model as load_model
     from .models import register_model as register_model
@@ -41,6 +42,7 @@ _NAMES = {
     "build_method": "attribution",
     "calibrate": "calibration.measure",
     "explain": "pipeline",
+    "explain_many": "many",
     "iter_frames": "clips.video",
     "load_model": "models",
     "one_hot": "attribution",
