@@ -75,8 +75,8 @@ def test_relevance_stays_close(graphs, precision):
         "simplify",
         "biases",
         "parts",
-        "pools",
-        "compilers",
+        "plain",
+        "compiled",
     ]
     limit = LIMITS[low] if forward == "fp32" else 0.1
     for seed in range(3):
