@@ -16,7 +16,7 @@ from typing import Any
 from tables import RESULTS, difference, markdown, number, outcome, percent, rows
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "deploy" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "deploy/README.md", ROOT / "docs/explanation/figures.md")
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -56,6 +56,40 @@ def planted() -> str:
     return (
         f"{markdown(head, lines)}\nMore or less of it on the cause than of the same area of top relevance:\n\n{said}\n"
     )
+
+
+def planted_short() -> str:
+    """Return of a few methods where relevance lies, and what a still clip keeps."""
+    result, lines = read("planted"), []
+    for method in ("gradcam", "dtd", "lrp_epsilon_plus", "lrp_alpha2_beta1", "random"):
+        scores = result["methods"][method]["rows"]
+        whole, sigma = scores["none"], scores["default 4σ"]
+        kept = f"{percent(sigma['mass'])} / {percent(sigma['frozen_mass'])}"
+        lines.append([f"`{method}`", percent(whole["causal_mass"]), percent(sigma["causal_mass"]), kept])
+    return markdown(["method", "on the cause: all relevance", "motion, 4σ", "kept, moving / standing still"], lines)
+
+
+def methods_short() -> str:
+    """Return what a few methods and a peer cost."""
+    wanted = ("forward", "gradcam", "dtd", "captum GuidedGradCam", "pytorch-grad-cam GradCAM")
+    table = methods_cost().splitlines()
+    found = {line.split("|")[1].strip(): line for line in table[2:]}
+    return "\n".join([*table[:2], *(found[name] for name in wanted)]) + "\n"
+
+
+def latency_short() -> str:
+    """Return of every runner in single precision, and the fastest faithful one, the ratio and the parity."""
+    head, _, *table = deploy_latency().splitlines()
+    columns = (0, 1, 2, 3, 7)
+    fastest = ("`inductor`", "`fp32+int8`")
+
+    def cells(line: str) -> list[str]:
+        every = [cell.strip() for cell in line.strip("|").split("|")]
+        return [every[place] for place in columns]
+
+    kept = [cells(line) for line in table]
+    lines = [row for row in kept if row[1] == "`fp32`" or tuple(row[:2]) == fastest]
+    return markdown(cells(head), lines)
 
 
 def compared(result: dict[str, Any], selection: str) -> str:
@@ -230,6 +264,9 @@ def huge_pages() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "planted_short": planted_short,
+    "methods_short": methods_short,
+    "latency_short": latency_short,
     "planted": planted,
     "calibration": calibration,
     "methods_cost": methods_cost,
