@@ -23,6 +23,7 @@ from ..pipeline import device_of, explain_video
 from ..references import REFERENCES
 from ..selection.selections import Selection
 from ..synthetic import demo_frames
+from .grid import GRID, add_grid, named
 from .options import (
     allow_unseen_option,
     json_option,
@@ -41,7 +42,10 @@ from .selection_options import chosen_selection, selection_options, selection_se
 @click.argument("video", required=False)
 @model_options
 @click.option(
-    "--method", default="dtd", show_default=True, help="A name of `selrel list methods`, or package.module:name."
+    "--method",
+    default="dtd",
+    show_default=True,
+    help="A name of `selrel list methods`, or package.module:name; several with commas make a grid of all.",
 )
 @click.option("--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the method; may be repeated.")
 @selection_options
@@ -64,6 +68,20 @@ from .selection_options import chosen_selection, selection_options, selection_se
     help="What stands still in place of the clip, to tell how much of the margin is motion; none leaves that out.",
 )
 @click.option("--no-frozen", is_flag=True, help="Do not explain the clip frozen to one frame beside it.")
+@click.option(
+    "--grid-rows",
+    type=click.Choice(["time", "clips"]),
+    default="time",
+    show_default=True,
+    help="Rows of the grid of several methods.",
+)
+@click.option(
+    "--grid-width",
+    type=click.Choice(["single", "double"]),
+    default="double",
+    show_default=True,
+    help="Width of the grid: a journal's single (3.5 in) or double column (7.16 in).",
+)
 @allow_unseen_option
 @click.option("--out", default="out", show_default=True, help="Folder for the five files.")
 @style_options
@@ -84,6 +102,8 @@ def explain(
     all_clips: bool,
     reference: str,
     no_frozen: bool,
+    grid_rows: str,
+    grid_width: str,
     allow_unseen: bool,
     out: str,
     cmap: str,
@@ -96,6 +116,7 @@ def explain(
 
     Without VIDEO an embedded clip is explained; without --model, by the embedded demo model. Writes overlay.mp4,
     strip.png, report.html, explanation.npz and summary.json into --out; with --versus also versus.png and versus.npz.
+    With several methods these are of the first one, and grid.png, grid.pdf and grid.svg show all.
     """
     for option, value in (("VIDEO", video), ("--out", out), ("--json", json_path)):
         if value == "":
@@ -104,6 +125,9 @@ def explain(
         check_writable(json_path)
     palette(cmap, level)  # a wrong name fails here, not after the work
     options = method_options(pairs)
+    method, *others = named(method)
+    if others and (options or calibration_path):
+        raise InputError("--option and --calibration are for one method: give --method a single name with them")
     settings = selection_settings(preset, n_sigma, alpha, q, calibration_path)
     with staged_folder(out) as folder:
         model = open_model(**model_settings)
@@ -143,6 +167,21 @@ def explain(
             additions["counterfactuals"] = _counterfactuals(model, clips)
         if check == "maps":
             additions["check"] = _check(model, clips, method, selection, {**options, "strict": not allow_unseen})
+        if others:
+            additions["methods"] = add_grid(
+                folder,
+                model,
+                source,
+                (method, clips),
+                others,
+                settings,
+                rows=grid_rows,
+                width=grid_width,
+                cmap=cmap,
+                strict=not allow_unseen,
+                start=start,
+                all_clips=all_clips,
+            )
         unknown = weights_doubt(model_settings["model_name"], video, str(provenance["weights"]))
         warnings = [
             METHODS[method].warning if method in METHODS else None,
@@ -167,7 +206,8 @@ def explain(
             warnings=[text for text in warnings if text],
             additions=additions,
         )
-    remove_stale(out, keep=OPTIONAL_FILES if "versus" in additions else ())
+    kept = (*(OPTIONAL_FILES if "versus" in additions else ()), *(GRID if others else ()))
+    remove_stale(out, keep=kept, files=(*OPTIONAL_FILES, *GRID))
     write_json(json_path, summary)
     print_summary(summary, out, figures=json_path != "-")
 

@@ -39,6 +39,7 @@ _OWN_PLACE = {
     "versus",
     "check",
     "counterfactuals",
+    "methods",
     "explain_when",
 }
 _SHARES = (
