@@ -105,7 +105,7 @@ def batches(model: Any, spec: SyntheticSpec, chosen: list[Chosen]) -> Iterator[B
         clips = [make_clip(spec, SEED, one.index) for one in some]
         yield Batch(
             as_input(model, [clip.frames for clip in clips]),
-            as_input(model, [frozen(clip.frames, len(clip.frames) // 2) for clip in clips]),
+            as_input(model, [frozen(clip.frames) for clip in clips]),
             [one.target for one in some],
             [one.other for one in some],
             np.stack([clip.causal_mask for clip in clips]),

@@ -244,7 +244,7 @@ def score(model: C3D, spec: SyntheticSpec, seed: int, count: int, counterfactual
         labels += [clip.class_index for clip in clips]
         found["whole"] += predict(model, np.stack([clip.frames for clip in clips]))
         if first < counterfactuals:
-            found["frozen"] += predict(model, np.stack([frozen(clip.frames) for clip in clips]))
+            found["frozen"] += predict(model, np.stack([frozen(clip.frames, 0) for clip in clips]))
             found["reversed"] += predict(model, np.stack([clip.frames[::-1] for clip in clips]))
     own = {name: [a == b for a, b in zip(labels, values, strict=False)] for name, values in found.items()}
     opposite = [a ^ 1 == b for a, b in zip(labels, found["reversed"], strict=False)]

@@ -54,7 +54,7 @@ def print_summary(summary: dict[str, Any], out: str, *, figures: bool = True, fi
             print(f"frame {clip['start']}: {kept}{_frozen(clip)}")
         if len(summary["clips"]) > 10:
             print(f"… and {len(summary['clips']) - 10} more clips in summary.json")
-        more = OPTIONAL_FILES if "versus" in summary else ()
+        more: tuple[str, ...] = OPTIONAL_FILES if "versus" in summary else ()
         more += ("grid.png", "grid.pdf", "grid.svg") if "methods" in summary else ()
         print(f"wrote {', '.join(files + more)} to {out}")
     print_notes(summary)

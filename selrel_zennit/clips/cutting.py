@@ -78,9 +78,17 @@ def cut(
     yield _clip(first, held, spec, since)
 
 
+def frozen_frame(steps: int) -> int:
+    """Return which of a clip's ``steps`` frames stands in place of all of them when it is frozen: the middle one.
+
+    Every output that speaks of the frozen clip means this one: shares, certificates, golden cases, tables.
+    """
+    return steps // 2
+
+
 def freeze(frames: Frames) -> Frames:
     """Return frames [T,H,W,3] with the middle one in place of all others: nothing moves."""
-    return np.repeat(frames[len(frames) // 2 :][:1], len(frames), axis=0)
+    return np.repeat(frames[frozen_frame(len(frames)) :][:1], len(frames), axis=0)
 
 
 def _clip(first: int, held: list[Frames], spec: ClipSpec, since: float) -> CutClip:

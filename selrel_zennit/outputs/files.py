@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..class_names import class_name as class_name
+from ..clips.cutting import frozen_frame
 from ..clips.video import write_mp4, write_png
 from ..explanation import Explanation, MotionShare
 from ..motion_split import MotionSplit
@@ -167,6 +168,7 @@ def summarise(
             }
             for i, (start, seconds) in enumerate(zip(clips.starts, clips.seconds, strict=True))
         ],
+        "frozen": {"frame": frozen_frame(explanation.relevance.shape[1])},
         "info": clips.info,
         "notes": list(dict.fromkeys(clips.notes)),
         "warnings": list(warnings or []),

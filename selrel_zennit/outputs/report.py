@@ -39,6 +39,7 @@ _OWN_PLACE = {
     "versus",
     "check",
     "counterfactuals",
+    "frozen",
     "methods",
     "explain_when",
 }

@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from ..clips.cutting import frozen_frame
 from ..clips.spec import FloatArray, Frames
 from ..errors import InputError
 from .motion import CLASSES, Array, erratic, largest_radius, pose, steady
@@ -197,8 +198,9 @@ def dataset(spec: SyntheticSpec, seed: int, count: int, start: int = 0) -> Itera
     return (make_clip(spec, seed, index) for index in range(start, start + count))
 
 
-def frozen(frames: Frames, at: int = 0) -> Frames:
-    """Return a clip without motion: frame ``at`` of uint8 [T,H,W,3], repeated T times."""
+def frozen(frames: Frames, at: int | None = None) -> Frames:
+    """Return a clip without motion: frame ``at`` (the middle one) of uint8 [T,H,W,3], repeated T times."""
+    at = frozen_frame(len(frames)) if at is None else at
     if not 0 <= at < len(frames):
         raise InputError(f"at must lie in 0…{len(frames) - 1} ({len(frames)} frames), got {at}")
     return np.repeat(frames[at : at + 1], len(frames), axis=0)

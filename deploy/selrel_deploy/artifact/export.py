@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from selrel_zennit.attribution import METHODS
+from selrel_zennit.clips.cutting import frozen_frame
 from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.errors import InputError
 from selrel_zennit.files import sha256_file, staged_folder
@@ -77,7 +78,7 @@ def export(
 
     The golden cases are ``clips`` (float32 [N,3,T,H,W], or uint8 frames [N,T,H,W,3]; N a multiple of the graph's
     batch; default: synthetic ones with flat regions and motion, three batches), explained by the graph for the top
-    class, the runner-up and the last class, and frozen to their first frame for the top class: what the parity
+    class, the runner-up and the last class, and frozen to their middle frame for the top class: what the parity
     certificate compares. Their logits are those of the network as it was given. ``info`` says what is unknown of a bare
     Zennit attributor: the fields of INFO.
 
@@ -126,6 +127,7 @@ def export(
             "frames_shape": frames_shape,
             "num_classes": graph.num_classes,
             "precision": graph.precision,
+            "frozen_frame": frozen_frame(graph.clip_shape[2]),
             "opset": OPSET,
             "selection": _selection(graph),
             "info": said,
@@ -240,7 +242,7 @@ def _golden(
         cases.extend(
             (clip, target, *explain(clip, target)) for target in (runner_up, torch.full_like(top, classes - 1))
         )
-        frozen = clip.narrow(time, 0, 1).expand_as(clip).contiguous()
+        frozen = clip.narrow(time, frozen_frame(clip.shape[time]), 1).expand_as(clip).contiguous()
         cases.append((frozen, first[1], *explain(frozen, first[1])))
     names = ("clip" if prepare is None else "frames", "target", *OUTPUTS)
     return {

@@ -94,7 +94,7 @@ class Artifact:
         """Return the golden cases: the input by its name [N,…], ``target`` [N,B], and OUTPUTS with N in front.
 
         Case 4·i holds clip (batch) i for the top class, then follow the runner-up, the last class, and the clip frozen
-        to its first frame for the class that was the top one.
+        to its middle frame (in artifacts of earlier versions its first) for the class that was the top one.
         """
         with np.load(golden_path(self.path), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in (self.input_name, "target", *OUTPUTS)}

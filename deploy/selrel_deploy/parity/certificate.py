@@ -64,7 +64,7 @@ class Case:
 class Yardsticks:
     """Norm-relative distances from a clip's map of its top class to two maps that are wrong, by the reference.
 
-    ``frozen``: of the clip with its first frame in place of all others. ``wrong_class``: the nearest of the other
+    ``frozen``: of the clip with its middle frame in place of all others. ``wrong_class``: the nearest of the other
     classes' maps (nan: there is no other class). ``class_blind``: the latter is too near to measure by.
     """
 
@@ -113,6 +113,7 @@ class Certificate:
             "stray_voxels": STRAY_VOXELS,
             "own_band": OWN_BAND,
             "least_frozen": LEAST_FROZEN,
+            "frozen": "the middle frame repeated",
         }
         found: dict[str, Any] = _finite({**asdict(self), "limits": limits})
         return found

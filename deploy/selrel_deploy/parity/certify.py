@@ -33,7 +33,7 @@ from .certificate import (
     Yardsticks,
     percent,
 )
-from .measures import cosine, distance, first_frame, is_noise, motion_margin, ranks
+from .measures import cosine, distance, frozen, is_noise, motion_margin, ranks
 
 Array = npt.NDArray[Any]
 Explain = Callable[[Array, Any], Explanation]
@@ -48,6 +48,7 @@ def certify(
     *,
     batch: int = 1,
     network: Callable[[Array], Array] | None = None,
+    stills: Array | None = None,
     progress: Progress = iter,
 ) -> Certificate:
     """Compare a runner with a reference, each clip for the top class, the runner-up and the last class.
@@ -56,7 +57,8 @@ def certify(
     ``run`` and ``reference`` are called with (clips [batch,…], a target or one per clip) and return an Explanation: a
     Runner, ``golden_reference``, ``zennit_reference``. ``selection`` holds the settings of the motion selection, as in
     the artifact. ``network`` returns the logits [batch,K] of the bare network for such clips: the runner's are compared
-    with them too, in a row of their own. ``progress`` wraps the loop over clips.
+    with them too, in a row of their own. ``stills`` are the clips frozen, by default to their middle frame.
+    ``progress`` wraps the loop over clips.
 
     The grade is that of the worst clip and target. It rests on the norm-relative error of relevance as a share of both
     yardsticks (GRADES), on the logits' own error, on the masks (LEAST_IOU outside the BAND), and fails where another
@@ -69,7 +71,7 @@ def certify(
         raise InputError(f"a certificate needs clips, a multiple of {batch}, better three or more; got {len(clips)}")
     if all(is_noise(clip) for clip in clips):
         raise InputError("the clips are noise, on which wrong explanations look right: give real or synthetic videos")
-    found = _Findings(selection, network)
+    found = _Findings(selection, network, stills)
     for first in progress(range(0, len(clips), batch)):
         found.add(run, reference, clips[first : first + batch], first)
     return found.certificate()
@@ -78,13 +80,15 @@ def certify(
 def certify_golden(run: Explain, artifact: Artifact, progress: Progress = iter) -> Certificate:
     """Compare a runner with the golden cases of its artifact; needs no torch."""
     golden = artifact.golden()
-    clips = golden[artifact.input_name][::4]
+    # Artifacts of earlier versions froze to the first frame; each holds its own.
+    clips, stills = (golden[artifact.input_name][case::4] for case in (0, 3))
     return certify(
         run,
         golden_reference(golden, artifact.input_name),
         clips.reshape(-1, *clips.shape[2:]),
         artifact.selection,
         batch=clips.shape[1],
+        stills=stills.reshape(-1, *stills.shape[2:]),
         progress=progress,
     )
 
@@ -110,8 +114,14 @@ def golden_reference(golden: dict[str, Array], input_name: str = "clip") -> Expl
 class _Findings:
     """What has been compared so far."""
 
-    def __init__(self, selection: dict[str, Any], network: Callable[[Array], Array] | None = None) -> None:
+    def __init__(
+        self,
+        selection: dict[str, Any],
+        network: Callable[[Array], Array] | None = None,
+        stills: Array | None = None,
+    ) -> None:
         self.selection = selection
+        self.stills = stills
         self.network = network
         self.reasons: list[str] = []
         self.notes: list[str] = []
@@ -134,10 +144,10 @@ class _Findings:
         for targets in wanted[1:]:
             if not any(np.array_equal(targets, done) for done, _ in expected):
                 expected.append((targets, ask(reference, clips, targets)))
-        still = np.ascontiguousarray(np.broadcast_to(first_frame(clips), clips.shape))
-        frozen = ask(reference, still, top.target)
+        still = frozen(clips) if self.stills is None else self.stills[first : first + batch]
+        of_still = ask(reference, still, top.target)
         for index in range(batch):
-            self._measure(first + index, clips[index], [right for _, right in expected], frozen, index)
+            self._measure(first + index, clips[index], [right for _, right in expected], of_still, index)
         bare = None if self.network is None else self.network(clips)
         for targets, right in expected:
             try:
@@ -157,15 +167,17 @@ class _Findings:
         blind = all(row.class_blind for row in self.yardsticks)
         return Certificate(grade, blind, self.reasons, self.notes, self.cases, self.comparisons, self.yardsticks)
 
-    def _measure(self, clip: int, pixels: Array, expected: list[Explanation], frozen: Explanation, index: int) -> None:
+    def _measure(
+        self, clip: int, pixels: Array, expected: list[Explanation], of_still: Explanation, index: int
+    ) -> None:
         top = expected[0]
         relevance, target = top.relevance[index], top.target[index]
         remedy = "give one in which something moves"
-        if (pixels == first_frame(pixels[None])[0]).all():
+        if (pixels == frozen(pixels[None])[0]).all():
             raise InputError(f"clip {clip} does not move, so it cannot show what a lost motion would be: {remedy}")
         if not relevance.any():
             raise InputError(f"clip {clip}: its map is zero everywhere, nothing can be measured by it: give another")
-        still = distance(frozen.relevance[index], relevance)
+        still = distance(of_still.relevance[index], relevance)
         if still < LEAST_FROZEN:
             raise InputError(
                 f"clip {clip}: its map hardly changes when it is frozen (by {still:.1e} of its norm), so an error "

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selrel_zennit.clips.cutting import frozen_frame
+
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 
@@ -67,9 +69,11 @@ def ranks(values: Array) -> npt.NDArray[np.float64]:
     return np.asarray((ends - (counts - 1) / 2.0)[places.ravel()], dtype=np.float64)
 
 
-def first_frame(clips: Array) -> Array:
-    """Return the first frame of clips float32 [N,3,T,H,W] or uint8 [N,T,H,W,3], to be broadcast."""
-    return clips[:, :1] if clips.dtype == np.uint8 else clips[:, :, :1]
+def frozen(clips: Array) -> Array:
+    """Return clips, float32 [N,3,T,H,W] or uint8 [N,T,H,W,3], with their middle frame in place of all others."""
+    axis = 1 if clips.dtype == np.uint8 else 2
+    middle = np.take(clips, [frozen_frame(clips.shape[axis])], axis)
+    return np.ascontiguousarray(np.broadcast_to(middle, clips.shape))
 
 
 def is_noise(clip: Array) -> bool:

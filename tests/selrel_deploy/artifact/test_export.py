@@ -68,7 +68,7 @@ def test_an_artifact_takes_frames(split, batch, tmp_path):
     golden = artifact.golden()
     assert golden["frames"].dtype == np.uint8
     assert golden["frames"].shape == (12, batch, 8, *size, 3)
-    assert np.array_equal(golden["frames"][3], np.repeat(golden["frames"][0][:, :1], 8, 1))
+    assert np.array_equal(golden["frames"][3], np.repeat(golden["frames"][0][:, 4:5], 8, 1))
     assert not np.array_equal(golden["frames"][0], golden["frames"][4])
     with open_runner(path, threads=1) as run:
         for index in (0, 5, 10):
