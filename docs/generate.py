@@ -52,6 +52,20 @@ def methods() -> str:
     return _table(("name", "what it is", "cost", "compilable", "options", "beware", "source"), rows)
 
 
+def options() -> str:
+    """Return the table of the methods' options, with their defaults and what the builders say of them."""
+    from selrel_zennit import METHODS
+
+    rows = []
+    for entry in METHODS.values():
+        parameters = list(inspect.signature(entry.build).parameters.values())[1:]
+        for place, parameter in enumerate(parameters):
+            name = f"`{entry.name}`" if place == 0 else ""
+            default = "none" if parameter.default is None else f"`{parameter.default}`"
+            rows.append((name, f"`{parameter.name}`", default))
+    return _table(("method", "option", "default"), rows)
+
+
 def presets() -> str:
     """Return the table of the selection's presets."""
     from selrel_zennit.selection.selections import PRESETS
@@ -140,4 +154,4 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-_PARTS = {"methods": methods, "presets": presets, "commands": commands, "api": api}
+_PARTS = {"methods": methods, "options": options, "presets": presets, "commands": commands, "api": api}

@@ -183,8 +183,8 @@ def explain_video(
     and "top1" is the class with the highest mean logit over all of them, explained in every clip (the video is read
     twice for that). With ``frozen`` each clip is explained a second time with its middle frame in place of all others,
     for the same target: what the selection keeps of that is no motion. With ``motion``, one of the references, the
-    margin is taken apart (``Explanation.split``); where the network does not
-    let it, a note says why. ``progress`` wraps the loop over clips.
+    margin is taken apart (``Explanation.split``); where the network does not let it, a note says why. ``progress``
+    wraps the loop over clips. Of methods that know their completeness error (integrated gradients) a note says it.
 
     Raises InputError for a video that cannot be read or has fewer than 2 frames from ``start`` on; see also explain.
     """
@@ -225,14 +225,22 @@ def explain_video(
 
     found: list[tuple[int, Frames, Explanation, Seconds]] = []
     still: list[MotionShare] = []
+    errors: list[float] = []
     with attributor, splitter or nullcontext():
         for clip in progress(clips()):
             seconds: Seconds = {"read": clip.seconds}
             result = explained(clip.pixels, target, seconds, splitter)
+            error = getattr(attributor, "completeness_error", None)
+            if error is not None:
+                errors.append(float(error.max()))
             if frozen:
                 with _timed(seconds, "frozen"):
                     still.append(explained(freeze(clip.pixels), int(result.target[0]), {}).motion_share())
             found.append((clip.start, clip.pixels, result, seconds))
+    info = dict(getattr(attributor, "info", {}))
+    if errors:
+        info["completeness_error"] = errors
+        notes.append(f"the attributions sum to the change from the baseline to within {max(errors):.2%}")
     return ClipExplanations(
         explanation=joined([result for _, _, result, _ in found]),
         pixels=np.stack([pixels for _, pixels, _, _ in found]),
@@ -240,7 +248,7 @@ def explain_video(
         seconds=[seconds for _, _, _, seconds in found],
         frame_rate=rate / spec.stride,
         notes=[*notes, *(f"no rule sees {one}" for one in getattr(attributor, "unseen", ()))],
-        info=getattr(attributor, "info", {}),
+        info=info,
         frozen_share=MotionShare(*(np.concatenate(shares) for shares in zip(*still, strict=True))) if still else None,
     )
 

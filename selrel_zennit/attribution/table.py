@@ -246,7 +246,7 @@ _TABLE = (
         citation="Hiley et al. 2019, arXiv 1908.01536",
         passes=102.0,
         compilable=False,
-        warning="the two maps are divided by their own maxima: their difference sums to nothing in particular",
+        warning="two maps, each ÷ its own maximum: the difference sums to nothing in particular, and may be negative",
         rules=True,
         own_options=("normalise", "slice", "base", "batch"),
     ),

@@ -92,6 +92,21 @@ def test_explain_writes_prints_and_draws_it(folder, tmp_path, capsys):
     assert len(summary["counterfactuals"]["frozen"]) == 16
 
 
+def test_integrated_gradients_say_how_far_off_their_sum_is(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["--method", "integrated_gradients", "--option", "steps=3", "--reference", "none"]
+    assert main(["explain", str(folder), *SMALL, *given, "--out", str(out)]) == 0
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    model = sr.load_model("networks:small_c3d", "own")
+    clip = model.spec.clip(moving())
+    explanation = sr.explain(model, clip, "integrated_gradients", steps=3)
+    target = int(explanation.target[0])
+    change = float(explanation.logits[0, target] - model(torch.zeros_like(clip))[0, target])
+    error = abs(float(explanation.relevance.sum(dtype=float)) - change) / abs(change)
+    assert summary["info"]["completeness_error"] == [pytest.approx(error, rel=1e-3)]
+    assert f"to within {error:.2%}" in capsys.readouterr().err
+
+
 def test_without_a_reference_it_is_left_out(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["explain", str(folder), *SMALL, "--method", "gradient", "--reference", "none", "--out", str(out)]) == 0
