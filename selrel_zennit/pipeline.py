@@ -230,9 +230,9 @@ def explain_video(
         for clip in progress(clips()):
             seconds: Seconds = {"read": clip.seconds}
             result = explained(clip.pixels, target, seconds, splitter)
-            error = getattr(attributor, "completeness_error", None)
-            if error is not None:
-                errors.append(float(error.max()))
+            off = getattr(attributor, "completeness_error", None)
+            if off is not None:
+                errors.append(float(off.max()))
             if frozen:
                 with _timed(seconds, "frozen"):
                     still.append(explained(freeze(clip.pixels), int(result.target[0]), {}).motion_share())
