@@ -75,8 +75,8 @@ class MotionSplit:
         low, high = (float(end[index]) for end in self.bounds())
         motion, margin = float(self.motion[index]), float(self.margin[index])
         count = self.frozen_margins.shape[1]
-        spread = f"; {_number(low)} to {_number(high)} over {count} reference frames" if count > 1 else ""
-        return f"{_number(motion)} of {_number(margin)} (margin over the other classes) is motion{spread}"
+        spread = f"; {shown(low)} to {shown(high)} over {count} reference frames" if count > 1 else ""
+        return f"{shown(motion)} of {shown(margin)} (margin over the other classes) is motion{spread}"
 
 
 ARRAYS = tuple(field.name for field in fields(MotionSplit) if field.name != "reference")
@@ -90,8 +90,8 @@ def joined_splits(splits: Sequence[MotionSplit]) -> MotionSplit:
     )
 
 
-def _number(value: float) -> str:
-    """One decimal; two more below 1. Exactly nothing is 0."""
+def shown(value: float) -> str:
+    """Return a margin, or a part of one, for reading: one decimal, three below 1; exactly nothing is 0."""
     if value == 0:
         return "0"
     text = f"{value:.1f}" if abs(value) >= 1 else f"{value:.3f}"

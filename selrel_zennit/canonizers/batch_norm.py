@@ -189,20 +189,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
-class DifferenceCanonizer(CompositeCanonizer):
-    """FunctionCanonizer and LSTMCanonizer, with every gate a product that a rule can see: for rules on differences.
-
-    ``shape`` is that of a clip without the batch, by default ``model.spec.shape``.
-    """
-
-    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
-        super().__init__([FunctionCanonizer(), LSTMCanonizer(shape, seen_gates=True)])
-
-    def apply(self, root_module: nn.Module) -> list[Canonizer]:
-        """Apply them in turn; return what undoes it."""
-        return _applied_in_turn(self.canonizers, root_module)
-
-
 class VideoCanonizer(CompositeCanonizer):
     """FunctionCanonizer, BatchNormCanonizer, GateCanonizer and LSTMCanonizer: what every network of the pack needs.
 
@@ -215,16 +201,23 @@ class VideoCanonizer(CompositeCanonizer):
 
     def apply(self, root_module: nn.Module) -> list[Canonizer]:
         """Apply them in turn; return what undoes it."""
-        return _applied_in_turn(self.canonizers, root_module)
+        instances: list[Canonizer] = []
+        try:
+            for canonizer in self.canonizers:
+                instances += canonizer.apply(root_module)
+        except BaseException:
+            for instance in reversed(instances):
+                instance.remove()
+            raise
+        return instances
 
 
-def _applied_in_turn(canonizers: list[Canonizer], root_module: nn.Module) -> list[Canonizer]:
-    instances: list[Canonizer] = []
-    try:
-        for canonizer in canonizers:
-            instances += canonizer.apply(root_module)
-    except BaseException:
-        for instance in reversed(instances):
-            instance.remove()
-        raise
-    return instances
+class DifferenceCanonizer(VideoCanonizer):
+    """The same for rules on differences: every product of a gate is one that a rule sees, and batch norms stay.
+
+    A batch norm scales a change, whose cause it leaves as it was, so that relevance passes it.
+    """
+
+    def __init__(self, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__(shape)
+        self.canonizers = [FunctionCanonizer(), LSTMCanonizer(shape, seen_gates=True)]

@@ -18,7 +18,7 @@ from ..class_names import class_name as class_name
 from ..clips.cutting import frozen_frame
 from ..clips.video import write_mp4, write_png
 from ..explanation import Explanation, MotionShare
-from ..motion_split import MotionSplit
+from ..motion_split import MotionSplit, shown
 from . import render
 from .painter import PERCENTILE, Split, colour_scale
 from .report import report_html
@@ -163,7 +163,7 @@ def summarise(
                 "frozen_area": None if still is None else _number(still.area[i]),
                 "frozen_mass": None if still is None else _number(still.mass[i]),
                 "relevance_sum": float(explanation.relevance[i].sum(dtype=np.float64)),
-                **({} if explanation.split is None else _split_entries(explanation.split, i)),
+                **(_margin_of(clips, i) if explanation.split is None else _split_entries(explanation.split, i)),
                 "seconds": dict(seconds),
             }
             for i, (start, seconds) in enumerate(zip(clips.starts, clips.seconds, strict=True))
@@ -192,6 +192,23 @@ def _split_entries(split: MotionSplit, index: int) -> dict[str, Any]:
             "sentence": split.sentence(index),
         }
     }
+
+
+def _margin_of(clips: ClipExplanations, index: int) -> dict[str, Any]:
+    """Return the same of an explanation that is itself the motion part, as an artifact of motion_lrp gives it."""
+    options = clips.info.get("options") or {}
+    if (
+        clips.info.get("method") != "motion_lrp"
+        or options.get("output") != "margin"
+        or options.get("vacated") != "keep"
+    ):
+        return {}
+    explanation = clips.explanation
+    logits, target = explanation.logits[index].astype(np.float64), int(explanation.target[index])
+    total = float(logits[target] - np.delete(logits, target).mean())
+    motion = float(explanation.relevance[index].sum(dtype=np.float64))
+    sentence = f"{shown(motion)} of {shown(total)} (margin over the other classes) is motion"
+    return {"margin": {"total": total, "motion": motion, "reference": options["reference"], "sentence": sentence}}
 
 
 def _drawn_split(split: MotionSplit, index: int) -> Split:

@@ -119,7 +119,7 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
         notes=_sentences("Notes", summary.get("notes", ()), "notes"),
         frozen="" if math.isnan(still) else _FROZEN.format(mass=_percent(mass), still=_percent(still)),
         caveat={"calibrated": _CALIBRATED, "fdr": _REGIONS}.get(str(summary.get("preset")), _RELATIVE),
-        panels=_PANELS if any("margin" in clip for clip in clips) else _THREE_PANELS,
+        panels=_PANELS if any("still" in clip.get("margin", {}) for clip in clips) else _THREE_PANELS,
         parts=_PARTS if any("margin" in clip for clip in clips) else "",
         speed=_speed(summary.get("overlay", {}).get("speed")),
         video=_base64(media["overlay"]),
@@ -170,18 +170,12 @@ def _margin_fact(margins: Sequence[Mapping[str, Any]], over: str) -> list[tuple[
     if not margins:
         return []
     motion, total, low, high = (
-        _mean(margin[key] for margin in margins) for key in ("motion", "total", "motion_least", "motion_greatest")
+        _mean(margin.get(key) for margin in margins) for key in ("motion", "total", "motion_least", "motion_greatest")
     )
-    count = len(margins[0]["frozen"])
+    count = len(margins[0].get("frozen", ()))
     spread = f"; {low:.3g} to {high:.3g} over {count} reference frames" if count > 1 else ""
-    return [
-        (
-            "Motion, of the margin",
-            f"{motion:.3g} of {total:.3g}",
-            f"over the other classes{spread}{over}",
-            ' class="key"',
-        )
-    ]
+    value, detail = f"{motion:.3g} of {total:.3g}", f"over the other classes{spread}{over}"
+    return [("Motion, of the margin", value, detail, ' class="key"')]
 
 
 def _class_row(name: str, probability: float, chosen: bool) -> str:

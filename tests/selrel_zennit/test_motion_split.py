@@ -60,6 +60,20 @@ def test_all_parts_add_up_to_the_margin(reference):
     assert explanation.clip(0).split.sentence() == split.sentence()
 
 
+def test_the_method_itself_says_it_too(folder, tmp_path, capsys):
+    """As an artifact of motion_lrp does, which has neither the other part nor the margins of the references."""
+    out = tmp_path / "out"
+    given = ["--method", "motion_lrp", "--option", "reference=middle", "--reference", "none", "--no-frozen"]
+    assert main(["explain", str(folder), *SMALL, *given, "--out", str(out)]) == 0
+    margin = json.loads((out / "summary.json").read_text(encoding="utf-8"))["clips"][0]["margin"]
+    model = sr.load_model("networks:small_c3d", "own")
+    split = sr.explain(model, model.spec.clip(moving()), "gradient", motion="middle").split
+    assert margin["motion"] == pytest.approx(float(split.motion[0]), rel=1e-4)
+    assert margin["total"] == pytest.approx(float(split.margin[0]), rel=1e-5)
+    assert split.sentence() in capsys.readouterr().out
+    assert "Motion, of the margin" in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_still_clip_says_exactly_nothing_is_motion():
     model = small_c3d()
     still = np.repeat(moving()[5:6], 16, 0)

@@ -210,6 +210,7 @@ def test_frames_are_averaged_and_frozen_margins_are_the_networks_own():
     assert (attributor.references(clip) == torch.stack(parts)).all()
 
 
+@pytest.mark.slow
 def test_single_precision_adds_up_to_five_digits(real_clips):
     model = sr.load_model("demo")
     for path in real_clips.values():
