@@ -114,7 +114,7 @@ def runner_up(logits: npt.NDArray[np.floating[Any]], target: npt.NDArray[np.inte
 
 
 def cosine(first: npt.NDArray[np.floating[Any]], second: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return the cosine of two maps [B,T,H,W], per clip; NaN where one is zero everywhere."""
+    """Return the cosine of two maps [B,…], per clip; NaN where one is zero everywhere."""
     a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (first, second))
     with np.errstate(invalid="ignore"):
         # Divided one after the other: the product of the norms of two faint maps may be zero.

@@ -130,12 +130,12 @@ def neighbours(model: nn.Module, shape: tuple[int, ...] | None = None) -> list[t
 
     Raises InputError where the network does not run on a clip of that shape.
     """
-    watch = _Watch(model)
+    watch = _WhoReadsWhat(model)
     dry_run(model, shape, watch)
     return watch.pairs(model)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _WhoReadsWhat(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations that read each tensor, and notes which modules made and took it."""
 
     def __init__(self, model: nn.Module) -> None:

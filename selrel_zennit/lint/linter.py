@@ -30,7 +30,7 @@ from ..errors import InputError
 from ..network.coverage import is_guided, rule_of
 from ..network.operations import tensors_in
 from ..network.output import only_logits
-from .watch import PROBABILITIES, Finding, Flow, Watch
+from .watch import PROBABILITIES, Finding, Flow, RelevanceWatch
 
 THRESHOLD = 0.01
 
@@ -99,7 +99,7 @@ def lint(
     check_devices(model, clip)
     with attributor, _not_strict(attributor):
         prepared = attributor.model
-        watch = Watch(prepared)
+        watch = RelevanceWatch(prepared)
         with only_logits(prepared), watch.watching(), _Calls(watch):
             _, relevance = attributor(clip, lambda logits: one_hot(logits.argmax(1), logits.shape[1]).to(logits))
         if abs(watch.begun) <= 1e-6 * watch.size:
@@ -122,9 +122,9 @@ def lint(
 
 
 class _Calls(TorchFunctionMode):
-    """Tells a Watch of every call of torch."""
+    """Tells a RelevanceWatch of every call of torch."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: RelevanceWatch) -> None:
         self.watch = watch
 
     def __torch_function__(
@@ -208,14 +208,14 @@ def _drops_bias(rule: Hook | None) -> bool:
     return bool(modifiers) and all("bias" in (getattr(one, "zero_params", None) or ()) for one in modifiers)
 
 
-def _modules_used_twice(watch: Watch, hooks: dict[nn.Module, Hook]) -> Iterator[Finding]:
+def _modules_used_twice(watch: RelevanceWatch, hooks: dict[nn.Module, Hook]) -> Iterator[Finding]:
     for module, runs in watch.runs.items():
         if runs > 1 and module in hooks and not isinstance(hooks[module], Pass):
             said = f"runs {runs} times: a rule knows the last of them alone; use a module for each"
             yield Finding("used twice", watch.name(module), said)
 
 
-def _unmerged(watch: Watch) -> Iterator[Finding]:
+def _unmerged(watch: RelevanceWatch) -> Iterator[Finding]:
     order = list(dict.fromkeys(watch.order))
     for module, behind in zip(order, [*order[1:], None], strict=True):
         # Before a layer it is as good as merged: contributions w·(s·x + b) are what the layer's rule shares by.
@@ -280,7 +280,7 @@ def _losses(flows: list[Flow], model: nn.Module, hooks: dict[nn.Module, Hook], t
             )
 
 
-def _probabilities(watch: Watch) -> Iterator[Finding]:
+def _probabilities(watch: RelevanceWatch) -> Iterator[Finding]:
     last = watch.order[-1] if watch.order else None
     named = type(last).__name__ if isinstance(last, nn.Softmax | nn.LogSoftmax | nn.Sigmoid) else None
     if named is None and watch.final in PROBABILITIES:

@@ -119,7 +119,7 @@ class _Call:
         return Finding(kind, self.module, message)
 
 
-class Watch:
+class RelevanceWatch:
     """Reads relevance at both ends of every module without children, and the calls outside of them.
 
     ``call`` is told of the calls. After an explanation inside ``watching``, ``order`` holds these modules as they ran,

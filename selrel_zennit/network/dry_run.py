@@ -20,7 +20,7 @@ from .kinds import eagerly
 from .output import TakeOutput
 
 
-class Watch(AbstractContextManager[Any], Protocol):
+class RunWatch(AbstractContextManager[Any], Protocol):
     """What watches a run: a context, ``forget`` for a run that failed halfway, and ``note`` for modules that ran."""
 
     def forget(self) -> None:
@@ -30,7 +30,7 @@ class Watch(AbstractContextManager[Any], Protocol):
         """Take note of a module of the network, with what it took and gave."""
 
 
-def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: Watch, kinds: Any = nn.Module) -> None:
+def dry_run(model: nn.Module, shape: tuple[int, ...] | None, watch: RunWatch, kinds: Any = nn.Module) -> None:
     """Run a copy of ``model`` once inside ``watch``, on fake tensors or, where it looks at values, on a clip of zeros.
 
     The network itself is not run: it might keep what it was given. ``watch.note`` is told of its modules of these

@@ -35,7 +35,7 @@ def paths_of(model: nn.Module, shape: tuple[int, ...] | None = None) -> Paths:
     known = _KNOWN.get(model)
     if known is not None and known[0] == form:
         return known[1]
-    watch = _Watch(model)
+    watch = _ClipsWay(model)
     dry_run(model, shape, watch)
     paths = watch.paths()
     if model not in (*paths.stems, *paths.heads):  # which would keep it alive
@@ -93,7 +93,7 @@ class _Seen:
     layers: tuple[nn.Module, ...] = ()
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _ClipsWay(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the clip through the operations of one run, by the memory that values lie in."""
 
     def __init__(self, model: nn.Module) -> None:

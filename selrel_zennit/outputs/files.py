@@ -278,16 +278,7 @@ def _number(value: float) -> float | None:
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that have a part in an explanation, where installed."""
     found = {"python": platform.python_version()}
-    for package in (
-        "selrel-zennit",
-        "torch",
-        "zennit",
-        "onnxruntime",
-        "openvino",
-        "numpy",
-        "opencv-python-headless",
-        "av",
-    ):
+    for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -71,7 +71,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Watch:
+class MachineWatch:
     """Watches the machine from ``start`` to ``stop``: load average, clock rate, and what other processes took."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..parity.certificate import Certificate
-from .conditions import NOISY, Watch, cores, machine
+from .conditions import NOISY, MachineWatch, cores, machine
 from .rows import Bare, Row, bare_figures, row_figures, timed_bare, timed_row
 from .timing import interleave, paced, rounds_for, warm_up
 from .windows import Windows
@@ -79,7 +79,7 @@ def measure(
     calls |= {row.name: timed_row(row, windows, clock) for row in table.rows}
     say("warming up")
     warmed = warm_up(calls, clock, rest)
-    watch = Watch()
+    watch = MachineWatch()
     samples = interleave(calls, _said(rounds_for(pacing.rounds, pacing.seconds, clock), say), rest)
     conditions = watch.stop()
     zennit = {row.method: row.name for row in table.rows if row.runner == "zennit"}

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selrel_zennit.clips.cutting import frozen_frame
+from selrel_zennit.comparison import cosine as cosines
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
@@ -56,10 +57,9 @@ def distance(value: Array, reference: Array) -> float:
 
 
 def cosine(a: Array, b: Array) -> float:
-    """Return the cosine of the angle between two vectors."""
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    # Two constant maps have no direction: they are alike if both are.
-    return float(a @ b) / norms if norms else float(np.array_equal(a, b))
+    """Return the cosine of the angle between two vectors; of one that is zero everywhere 1 where both are, else 0."""
+    (found,) = cosines(a.reshape(1, -1), b.reshape(1, -1))
+    return float(found) if np.isfinite(found) else float(np.array_equal(a, b))
 
 
 def ranks(values: Array) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from selrel_deploy.bench import conditions, report
-from selrel_deploy.bench.conditions import Watch, memory_of
+from selrel_deploy.bench.conditions import MachineWatch, memory_of
 
 
 def test_other_work_is_seen_and_said(monkeypatch):
@@ -19,7 +19,7 @@ def test_other_work_is_seen_and_said(monkeypatch):
     now = iter([0.0, 8.0])
     monkeypatch.setattr(conditions.time, "monotonic", lambda: next(now))
     monkeypatch.setattr(conditions.os, "cpu_count", lambda: 2)
-    found = Watch().stop()
+    found = MachineWatch().stop()
     assert found["others"] == pytest.approx((6 - 2) / (8 * 2))
     warmed = {"not_stable": ["dtd eager fp32"], "seconds": 60.0}
     said = " ".join(report._warnings(warmed, found, 200, 16, 1))
