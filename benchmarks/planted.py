@@ -259,7 +259,8 @@ def truth(spec: SyntheticSpec, chosen: list[Chosen]) -> dict[str, Any]:
 def add_known(result: dict[str, Any], path: Path) -> None:
     """Add the methods that a results file holds for the same weights and clips, in the order of the registry."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if all(known.get(key) == result[key] for key in ("model", "generator_version", "clips", "interval")):
+    same_weights = known.get("model", {}).get("sha256") == result["model"]["sha256"]
+    if same_weights and all(known.get(key) == result[key] for key in ("generator_version", "clips", "interval")):
         methods = known["methods"] | result["methods"]
         result["methods"] = {name: methods[name] for name in sr.METHODS if name in methods}
 

@@ -263,7 +263,22 @@ def huge_pages() -> str:
     return markdown(["C3D, fp32", *columns], lines)
 
 
+def still_rates() -> str:
+    """Return the false-positive rates for the moving clip's class, with two standard errors."""
+    lines = []
+    for row in read("still_rates")["rows"]:
+        cells = [
+            f"{100 * rate['rate']:.3g} % ± {200 * rate['error']:.2g}"
+            + ("" if rate["within_20_percent"] else " (outside)")
+            for rate in row["rates"].values()
+        ]
+        alarms = "–" if row["alarms"] is None else f"{100 * row['alarms']:.3g} %"
+        lines.append([f"`{row['method']}`", *cells, alarms])
+    return markdown(["method", "α = 1 %", "α = 0.1 %", "clips with a region at q = 10 %"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "still_rates": still_rates,
     "planted_short": planted_short,
     "methods_short": methods_short,
     "latency_short": latency_short,

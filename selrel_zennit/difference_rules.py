@@ -17,21 +17,25 @@ one of these sums, or a maximum. ΣR is the change of the output, but for roundi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from zennit.canonizers import Canonizer
 from zennit.core import Composite, Hook
 from zennit.layer import Sum
-from zennit.types import Activation, AvgPool, BatchNorm, Convolution, ConvolutionTranspose, Linear, MaxPool
+from zennit.types import Activation, AvgPool, BatchNorm, ConvolutionTranspose, Linear, MaxPool
 
 from .canonizers.gates import Gate
 
 State = Literal["clip", "reference"]
+
+# The forwards that do nothing but convolve; a class of its own may pad first.
+_CONVOLUTIONS = tuple(
+    getattr(nn, f"Conv{kind}{dimensions}d").forward for kind in ("", "Transpose") for dimensions in (1, 2, 3)
+)
 
 
 class Passes:
@@ -216,42 +220,44 @@ def _divided(relevance: Tensor, by: Tensor) -> Tensor:
 
 
 def _applied(module: Any, values: Tensor, weight: Tensor) -> Tensor:
-    """Return what a layer makes of ``values`` with other weights and no bias."""
-    if isinstance(module, ConvolutionTranspose):
-        function: Callable[..., Tensor] = getattr(functional, f"conv_transpose{values.ndim - 2}d")
-        # What forward() may be given beyond the values, an output size, is not known here; the layer's own is.
-        settings = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
-        return function(values, weight, None, *settings)
-    if isinstance(module, Convolution):
-        return module._conv_forward(values, weight, None)  # type: ignore[no-any-return]
-    return functional.linear(values, weight)
+    """Return what a layer makes of ``values`` with other weights and no bias, with whatever else it does, as padding."""
+    held = dict(module._parameters)
+    try:
+        module._parameters.update(dict.fromkeys(held), weight=weight)
+        made: Tensor = module.forward(values)
+    finally:
+        module._parameters.clear()
+        module._parameters.update(held)
+    return made
 
 
 def _transposed(module: Any, relevance: Tensor, like: Tensor, weight: Tensor) -> Tensor:
     """Return wᵀ of a layer with other weights: its derivative, the same everywhere. ``like`` gives the shape."""
-    if isinstance(module, Convolution) and not isinstance(module.padding, str) and module.padding_mode == "zeros":
-        transposed = isinstance(module, ConvolutionTranspose)
-        batched = like.ndim == weight.ndim
-        given, values = (relevance, like) if batched else (relevance[None], like[None])
-        (made, _, _) = torch.ops.aten.convolution_backward(
-            given,
-            values,
-            weight,
-            None,
-            list(module.stride),
-            list(module.padding),
-            list(module.dilation),
-            transposed,
-            list(module.output_padding),
-            module.groups,
-            [True, False, False],
-        )
-        back: Tensor = made if batched else made[0]
-        return back
-    if isinstance(module, Convolution):
+    forward = type(module).forward
+    if forward is nn.Linear.forward:
+        found: Tensor = relevance @ weight
+        return found
+    plain = forward in _CONVOLUTIONS and not isinstance(module.padding, str) and module.padding_mode == "zeros"
+    if not plain:
         with torch.enable_grad():
             values = torch.zeros_like(like).requires_grad_()
             (made,) = torch.autograd.grad(_applied(module, values, weight), values, relevance)
         return made
-    found: Tensor = relevance @ weight
-    return found
+    # Without a forward pass, which autograd would want.
+    batched = like.ndim == weight.ndim
+    given, values = (relevance, like) if batched else (relevance[None], like[None])
+    (made, _, _) = torch.ops.aten.convolution_backward(
+        given,
+        values,
+        weight,
+        None,
+        list(module.stride),
+        list(module.padding),
+        list(module.dilation),
+        isinstance(module, ConvolutionTranspose),
+        list(module.output_padding),
+        module.groups,
+        [True, False, False],
+    )
+    back: Tensor = made if batched else made[0]
+    return back

@@ -27,7 +27,10 @@ DOCS = ROOT / "docs"
 PAGES = [path for path in project_files(DOCS) if path.suffix == ".md"]
 NOTEBOOKS = [path for path in project_files(DOCS) if path.suffix == ".ipynb"]
 # What they show takes long: they start `selrel`, or export.
-SLOW = ("tutorial.md", "choose-a-method.md", "compare-and-check.md", "conservation.md", "your-video.md")
+SLOW = (
+    *("tutorial.md", "choose-a-method.md", "choose-a-preset.md", "compare-and-check.md", "conservation.md"),
+    *("your-video.md", "calibrate.md", "motion.md", "extend.md", "figures.md"),
+)
 LARGEST_PICTURE = 300_000
 
 # Runs the code cells in one namespace, each under its own name in a traceback. No Jupyter.

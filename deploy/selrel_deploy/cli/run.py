@@ -19,6 +19,7 @@ from selrel_zennit.cli.reporting import (
     remove_stale,
     weights_doubt,
 )
+from selrel_zennit.clips.cutting import frozen_frame
 from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.errors import InputError
 from selrel_zennit.files import check_writable, staged_folder
@@ -111,7 +112,7 @@ def run(
         doubt = weights_doubt(settings["model"], video, str(read.info.get("weights")), "export another")
         warnings = [text for text in (read.info.get("warning"), doubt) if text]
         if done.explained is None:
-            summary = _nothing(done, settings, names, warnings) | additions
+            summary = _nothing(done, settings, names, warnings, read.clip_shape[2]) | additions
             (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", "utf-8")
         else:
             summary = write_outputs(
@@ -207,7 +208,9 @@ def _watched(when: Condition, done: VideoRun, names: list[str] | None) -> dict[s
     }
 
 
-def _nothing(done: VideoRun, settings: dict[str, Any], names: list[str] | None, warnings: list[str]) -> dict[str, Any]:
+def _nothing(
+    done: VideoRun, settings: dict[str, Any], names: list[str] | None, warnings: list[str], frames: int
+) -> dict[str, Any]:
     """Return the summary where no clip was explained: the same entries, the target's without a value."""
     import numpy as np
 
@@ -218,6 +221,7 @@ def _nothing(done: VideoRun, settings: dict[str, Any], names: list[str] | None, 
         "target_probability": None,
         "top5": top_classes(np.concatenate([one.logits for one in done.seen]), names),
         "clips": [],
+        "frozen": {"frame": frozen_frame(frames)},
         "info": {},
         "notes": list(dict.fromkeys(done.notes)),
         "warnings": warnings,

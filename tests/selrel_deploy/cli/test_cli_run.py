@@ -62,7 +62,7 @@ def test_run_writes_what_explain_does(artifacts, video, tmp_path, capsys, kind):
     printed = capsys.readouterr().out
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     model = ["--model", "networks:small_c3d", "--weights", "own", "--class-names", str(tmp_path / "names.txt")]
-    assert main(["explain", video, *model, "--out", str(tmp_path / "explain")]) == 0
+    assert main(["explain", video, *model, "--reference", "none", "--out", str(tmp_path / "explain")]) == 0
     assert printed.splitlines()[0] == capsys.readouterr().out.splitlines()[0]
 
     found, expected = summary_of(tmp_path / "run"), summary_of(tmp_path / "explain")
