@@ -220,7 +220,7 @@ def _divided(relevance: Tensor, by: Tensor) -> Tensor:
 
 
 def _applied(module: Any, values: Tensor, weight: Tensor) -> Tensor:
-    """Return what a layer makes of ``values`` with other weights and no bias, with whatever else it does, as padding."""
+    """Return what a layer makes of ``values`` with other weights and no bias, with what else it does, as padding."""
     held = dict(module._parameters)
     try:
         module._parameters.update(dict.fromkeys(held), weight=weight)
