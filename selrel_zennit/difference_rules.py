@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from zennit.canonizers import Canonizer
 from zennit.core import Composite, Hook
 from zennit.layer import Sum
@@ -68,12 +69,16 @@ class DifferenceRule(Hook):
         """Return one like this for another module, of the same passes."""
         return type(self)(self.passes, self.beta)
 
-    def pre_forward(self, module: Any, input: Any) -> Any:
-        """As Zennit, and copy what a module would write over in the pass that has no gradient."""
-        given = super().pre_forward(module, input)
+    def pre_forward(self, module: Any, input: Any, keywords: Any = None) -> Any:
+        """As Zennit, and copy what a module would write over in the pass that has no gradient.
+
+        Zennit 1.0 gives keywords, and takes both back; 0.5 knows none.
+        """
+        given = (input,) if keywords is None else (input, keywords)
+        made = super().pre_forward(module, *given)
         if not getattr(module, "inplace", False) or torch.is_grad_enabled():
-            return given
-        return tuple(value.clone() for value in given) if isinstance(given, tuple) else given.clone()
+            return made
+        return tree_map_only(Tensor, torch.clone, input if keywords is None else given)
 
     def forward(self, module: nn.Module, input: tuple[Tensor, ...], output: Tensor) -> None:
         """Keep what came in and went out."""

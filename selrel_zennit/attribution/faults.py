@@ -52,9 +52,8 @@ _SAID = {
         "the network's forward makes tensors inside torch.inference_mode(), which have no gradient: leave that out of "
         "it; occlusion needs no gradient"
     ),
-    r"does(n't| not) require grad|not have been used in the graph|'NoneType' object has no attribute 'register_hook'": (
-        _BLOCKED
-    ),
+    r"does(n't| not) require grad|not have been used in the graph|'NoneType' object has no attribute 'register_hook'"
+    r"|Backward hook could not be registered": _BLOCKED,
     r"leaf Variable that requires grad|modified by an inplace operation|is a view .* modified inplace": (
         "the network's forward works in place on the clip, or on values that the gradient needs: write x = x - mean "
         "in place of x -= mean, or begin it with clip = clip.clone()"
