@@ -169,7 +169,7 @@ def make_clip(
         if value is not None and not 0 <= value < len(CLASSES):
             raise InputError(f"{name} must lie in 0…{len(CLASSES) - 1}, got {value}")
     streams = {name: _stream(seed, index, number) for number, name in enumerate(_STREAMS) if name != "class"}
-    label = _drawn_class(seed, index) if class_index is None else class_index
+    label = drawn_class(seed, index) if class_index is None else class_index
     drawn_scene = _drawn_scene(streams["scene"], spec, label)
     scene_index = drawn_scene if scene_index is None else scene_index
 
@@ -211,7 +211,8 @@ def _stream(seed: int, index: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((GENERATOR_VERSION, seed, index, number))))
 
 
-def _drawn_class(seed: int, index: int) -> int:
+def drawn_class(seed: int, index: int) -> int:
+    """Return the class of a clip, of which nothing is made."""
     block, place = divmod(index, len(CLASSES))
     order = np.argsort(_stream(seed, block, _STREAMS.index("class")).random(len(CLASSES)), kind="stable")
     return int(order[place])

@@ -1,0 +1,1 @@
+"""Labelled data sets: methods, selections and networks measured on them."""
