@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from ..attribution import build_method
 from ..calibration.camera import CODECS, Camera
@@ -21,6 +20,7 @@ from ..errors import InputError
 from ..files import atomic_path
 from ..selection.selections import check_alpha
 from .options import allow_unseen_option, json_option, method_options, model_options, open_model, write_json
+from .reporting import progress
 
 
 @click.command()
@@ -126,7 +126,7 @@ def calibrate(
 
 
 def _progress(clips: Iterable[Any]) -> Iterable[Any]:
-    return tqdm(clips, desc="still clips", unit="batch", disable=None)  # type: ignore[no-any-return]
+    return progress(clips, "still clips")
 
 
 def _report(calibration: Calibration, out: str) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import click
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..attribution import METHODS, build_method
 from ..comparison import RUNNER_UP, runner_up
@@ -34,7 +32,7 @@ from .options import (
     weights_entry,
     write_json,
 )
-from .reporting import OPTIONAL_FILES, print_summary, remove_stale, weights_doubt
+from .reporting import OPTIONAL_FILES, print_summary, progress, remove_stale, weights_doubt
 from .selection_options import chosen_selection, selection_options, selection_settings
 
 
@@ -145,7 +143,7 @@ def explain(
             all_clips=all_clips,
             frozen=not no_frozen,
             motion=None if reference == "none" else reference,
-            progress=_progress if all_clips else iter,
+            progress=progress if all_clips else iter,
         )
         style = Style(cmap, level, relevance_norm)
         additions: dict[str, Any] = {}
@@ -248,8 +246,3 @@ def _surest(clips: ClipExplanations) -> tuple[int, int]:
     """Return the class explained, and the clip in which the network was surest of it."""
     target = int(clips.explanation.target[0])
     return target, int(clips.explanation.logits[:, target].argmax())
-
-
-def _progress(clips: Iterable[Any]) -> Iterable[Any]:
-    # disable=None: no bar where standard error is not a terminal.
-    return tqdm(clips, desc="clips", unit="clip", disable=None)  # type: ignore[no-any-return]

@@ -16,13 +16,13 @@ ARRAYS = ("explanation.npz", "summary.json")
 OPTIONAL_FILES = ("versus.png", "versus.npz")
 
 
-def progress(clips: Iterable[T]) -> Iterator[T]:
-    """Show a progress bar on a terminal, and none in a pipe; tqdm may be missing on a device."""
+def progress(items: Iterable[T], what: str = "clips", length: int | None = None) -> Iterator[T]:
+    """Show a progress bar on a terminal, and none in a pipe. click's: a device has no tqdm."""
     if not sys.stderr.isatty():
-        yield from clips
+        yield from items
         return
-    with click.progressbar(clips, label="clips", file=sys.stderr) as bar:
-        yield from bar
+    with click.progressbar(items, label=what, length=length, file=sys.stderr) as shown:
+        yield from shown
 
 
 def remove_stale(out: str, keep: Iterable[str] = (), files: Iterable[str] = OPTIONAL_FILES) -> None:

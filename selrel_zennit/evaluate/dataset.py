@@ -1,4 +1,4 @@
-"""Data sets of labelled videos: folders, tables, UCF-101's split files, and the generator's clips. NumPy and PyAV alone."""
+"""Data sets of labelled videos: folders, tables, UCF-101's split files, the generator's clips. NumPy and PyAV alone."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Dataset:
         return replace(self, videos=videos)
 
     def only(self, classes: Iterable[str]) -> Dataset:
-        """Return the videos of some classes, which are then all of its classes. Raises InputError for an unknown one."""
+        """Return the videos of some classes, which are then all there are. Raises InputError for an unknown one."""
         wanted = tuple(dict.fromkeys(classes))
         for name in wanted:
             if name not in self.classes:
@@ -111,7 +111,9 @@ class Dataset:
         return replace(self, videos=videos, classes=wanted)
 
 
-def read_dataset(source: str | Path, *, root: str | Path | None = None, classes: Iterable[str] | None = None) -> Dataset:
+def read_dataset(
+    source: str | Path, *, root: str | Path | None = None, classes: Iterable[str] | None = None
+) -> Dataset:
     """Return the labelled videos of a data set; none of them is opened.
 
     ``source`` is ``"synthetic"`` (the generator's clips; ``"synthetic:bias=0.5,shake=1"`` sets fields of
@@ -235,9 +237,16 @@ def _from_rows(table: Path, root: Path, rows: list[dict[str, Any]]) -> Dataset:
         properties = {key: value for key, value in row.items() if key not in _COLUMNS}
         videos.append(
             LabelledVideo(
-                name, row["label"], path, row.get("split") or None, row.get("group") or None, start or 0, stop,
-                _box(table, line, row.get("box")), properties,
-            )  # fmt: skip
+                name,
+                row["label"],
+                path,
+                split=row.get("split") or None,
+                group=row.get("group") or None,
+                start=start or 0,
+                stop=stop,
+                box=_box(table, line, row.get("box")),
+                properties=properties,
+            )
         )
     if missing:
         moved = f"{len(missing)} of {len(rows)} videos are not there, {missing[0]} first"

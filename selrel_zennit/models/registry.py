@@ -19,7 +19,7 @@ from ..files import sha256_file
 from ..network.kinds import refuse_programs
 from ..network.output import TakeOutput
 from ..text import close_names, one_line
-from .weights import check_state, checked_state, common_prefixes, read_weights, renamed_to_fit, with_counters
+from .weights import check_state, checked_state, common_prefixes, read_card, read_weights, renamed_to_fit, with_counters
 
 State = dict[str, torch.Tensor]
 Weights = str | Path | Mapping[str, Any]
@@ -81,7 +81,8 @@ def load_model(
     made. ``weights`` is a file (safetensors, or a state dict that torch reads with ``weights_only=True``), a state
     dict, ``"embedded"`` where one ships, ``"random"`` (drawn with ``seed``), or ``"own"``: as the factory returned
     them, the default for a network. A prefix that all keys have in common is taken off, or put in front, where that
-    makes them fit; ``.provenance`` then says so. ``spec`` replaces the ClipSpec that belongs to the model or the file.
+    makes them fit; ``.provenance`` then says so. ``spec`` replaces the ClipSpec that belongs to the model or the file;
+    one of `selrel train` holds its own, and the names of its classes.
 
     A network that returns more than its logits, or them in a container, gets a forward hook, after which it returns
     what ``output`` names: an index, a key or an attribute. Of one with ``.logits`` these are taken by themselves.
@@ -94,6 +95,8 @@ def load_model(
         if isinstance(name, str) and name not in MODELS:
             plugins.load(plugins.MODELS, MODELS, name)
         entry = MODELS.get(name) if isinstance(name, str) else None
+        trained_on, class_names = _said_in(weights)
+        spec = spec or trained_on
         if isinstance(name, str) and entry is None and ":" not in name:
             raise InputError(
                 f"no model named {name!r}{close_names(name, MODELS)}; "
@@ -125,6 +128,8 @@ def load_model(
             raise InputError(f"{label}: .spec must be a ClipSpec, got {type(model.spec).__name__}; set sr.ClipSpec(…)")
         if output is not None or entry is None:
             TakeOutput(output).register(model)
+        if class_names is not None:
+            model.class_names = class_names  # type: ignore[assignment]
         # What it takes, beside the weights, to load the same again.
         given = {"num_classes": num_classes, "seed": seed, "output": output}
         model.provenance = {"model": label, **provenance, "loaded_with": given}  # type: ignore[assignment]
@@ -181,6 +186,18 @@ def _read(weights: Weights) -> tuple[State, dict[str, Any]]:
         return checked_state(weights, where), {"weights": where, "sha256": None, "layout": None}
     path = Path(weights)
     return read_weights(path), {"weights": str(path), "sha256": sha256_file(path), "layout": None}
+
+
+def _said_in(weights: Weights | None) -> tuple[ClipSpec | None, list[str] | None]:
+    """Return the ClipSpec and the class names that a weight file of `selrel train` holds."""
+    if not isinstance(weights, str | Path) or str(weights) in ("embedded", "random", "own"):
+        return None, None
+    path = Path(weights)
+    card = read_card(path) if path.is_file() else {}
+    try:
+        return (ClipSpec.from_dict(card["spec"]), list(card["classes"])) if card else (None, None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not say what clips it takes ({error}); train it again") from None
 
 
 def _fill(model: nn.Module, state: State, where: str, num_classes: int | None) -> dict[str, Any]:

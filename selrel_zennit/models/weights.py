@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ import torch
 from ..errors import InputError
 from ..text import one_line
 
+# The entry of a safetensors file's metadata in which a training says what the weights are for.
+CARD = "selrel"
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
 # What DataParallel and torch.compile put before every key of the network they wrap.
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -33,6 +36,28 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     return checked_state(_load_safetensors(path) if _is_safetensors(path) else _load_torch(path), path)
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """Return what a weight file of ``selrel train`` says of itself: model, spec (as ClipSpec.to_dict), classes.
+
+    {} for any other file. Raises InputError where the entry is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not _is_safetensors(path):
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(CARD)
+    except SafetensorError:
+        return {}  # reading its tensors says so
+    try:
+        card: dict[str, Any] = json.loads(text) if text else {}
+        return card
+    except ValueError as error:
+        raise InputError(f"{path}: its entry {CARD!r} is no JSON ({error}); train it again") from None
 
 
 def checked_state(loaded: Any, path: str | Path) -> dict[str, torch.Tensor]:
