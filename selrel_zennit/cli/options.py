@@ -125,10 +125,10 @@ def open_model(
 
     if threads:
         torch.set_num_threads(threads)
-    spec = _read_spec(clip_spec) if clip_spec is not None else None
+    spec = read_spec(clip_spec) if clip_spec is not None else None
     taken = int(output) if output is not None and re.fullmatch(r"-?\d{1,4}", output) else output
     model = load_model(
-        model_name, weights, num_classes=num_classes, seed=seed, spec=spec, output=taken, device=_device(device)
+        model_name, weights, num_classes=num_classes, seed=seed, spec=spec, output=taken, device=torch_device(device)
     )
     prefix = model.provenance.get("prefix")  # type: ignore[operator,union-attr]
     if prefix is not None:
@@ -173,7 +173,8 @@ def write_json(path: str | None, figures: Any) -> None:
         Path(temporary).write_text(text, encoding="utf-8")
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """Return the device of --device. Raises InputError where there is none."""
     import torch
 
     try:
@@ -189,7 +190,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _read_spec(name: str) -> ClipSpec:
+def read_spec(name: str) -> ClipSpec:
+    """Return the ClipSpec of --clip-spec: a variant of C3D, or a JSON file. Raises InputError for neither."""
     from ..models.c3d_layouts import VARIANTS
 
     if name in VARIANTS:

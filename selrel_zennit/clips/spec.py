@@ -108,7 +108,7 @@ class ClipSpec:
             shape, dtype = getattr(frames, "shape", None), getattr(frames, "dtype", type(frames).__name__)
             raise InputError(f"frames must be uint8 [N,H,W,3], got {dtype} {shape}")
         chosen = self.indices(len(frames), start)
-        resized = {int(index): self._resize(frames[index]) for index in np.unique(chosen)}
+        resized = {int(index): self._cropped(frames[index]) for index in np.unique(chosen)}
         return np.stack([resized[int(index)] for index in chosen])
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
@@ -118,12 +118,16 @@ class ClipSpec:
         scale = self.short_side / min(height, width)
         return max(round(height * scale), self.crop), max(round(width * scale), self.crop)
 
-    def _resize(self, frame: Frames) -> Frames:
-        height, width = frame.shape[:2]
-        new_height, new_width = self.resized(height, width)
-        if (new_height, new_width) != (height, width):
-            frame = cv2.resize(frame, (new_width, new_height), interpolation=_interpolations()[self.interpolation])  # type: ignore[assignment]
-        top, left = (new_height - self.crop) // 2, (new_width - self.crop) // 2
+    def resize(self, frame: Frames) -> Frames:
+        """Return a frame, uint8 [H,W,3], in the size that the crop is taken out of."""
+        size = self.resized(*frame.shape[:2])
+        if size == frame.shape[:2]:
+            return frame
+        return cv2.resize(frame, size[::-1], interpolation=_interpolations()[self.interpolation])  # type: ignore[return-value]
+
+    def _cropped(self, frame: Frames) -> Frames:
+        frame = self.resize(frame)
+        top, left = (frame.shape[0] - self.crop) // 2, (frame.shape[1] - self.crop) // 2
         return np.ascontiguousarray(frame[top : top + self.crop, left : left + self.crop])
 
     def describe_resize(self) -> str:

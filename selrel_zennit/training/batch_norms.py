@@ -35,6 +35,37 @@ def insert(model: nn.Module) -> int:
     return len(found)
 
 
+@torch.no_grad()
+def keep_function(model: nn.Module, clips: torch.Tensor) -> None:
+    """Set the batch norms of ``insert`` to undo, on ``clips`` [B,3,T,H,W], what they do: the network stays what it was.
+
+    A network that has learnt something would otherwise lose where its ReLUs begin.
+    """
+
+    def adopt(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        assert isinstance(module, Normalised)
+        plain: torch.Tensor = module.convolution(*inputs)
+        variance, mean = torch.var_mean(plain, dim=(0, 2, 3, 4), correction=0)
+        norm = module.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.copy_(mean)
+        return plain
+
+    hooks = [module.register_forward_hook(adopt) for module in model.modules() if isinstance(module, Normalised)]
+    was_training = model.training
+    model.eval()
+    try:
+        model(clips)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+
+
 def folded(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode, with the batch norms of ``insert`` folded into their convolutions."""
     made = copy.deepcopy(model).eval()

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import InputError
-
-Schedule = Literal["plateau", "one-cycle"]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Optimiser, schedule and what is done to the clips.
 
-    ``schedule`` "plateau" divides the rate by ten after ``patience`` epochs without a lower training loss, "one-cycle"
-    raises it once and lets it fall to nothing. ``standardise`` also divides by the data's standard deviation, where
-    the paper takes the channel means off alone. ``batch_norms`` puts batch norms behind the convolutions of a network
-    that has no normalisation, and folds them into these when it is saved. ``augment`` draws where a clip begins, a
-    crop a little larger or smaller than the network's (``zoom``), and how bright it is; otherwise a clip is the middle
-    of its video, centre-cropped. ``flip`` mirrors half of the clips.
+    ``schedule`` "plateau" divides the rate by ten after ``patience`` epochs without a lower training loss, and ends
+    where it has done so three times; "one-cycle" raises the rate once and lets it fall to nothing. Where ``epochs`` is
+    None, there are as many as ``iterations`` batches take. ``gradient`` is the length that a batch's gradient is scaled
+    down to where it is longer. ``half`` multiplies in bfloat16. ``standardise`` also divides by the data's standard
+    deviation, where the paper takes the channel means off alone. ``batch_norms`` puts batch norms behind the
+    convolutions of a network that has no normalisation, and folds them into these when it is saved.
+
+    A clip begins at a frame that is drawn. ``zoom`` draws a square of up to so many times the crop's side, about the
+    centre (1: the centre crop); ``brightness`` a factor, up to so far from 1; ``flip`` mirrors half of the clips.
 
     Raises InputError for a number that cannot be.
     """
@@ -30,25 +32,33 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch: int = 32
-    epochs: int = 40
-    schedule: Schedule = "plateau"
+    epochs: int | None = None
+    iterations: int = 60_000
+    schedule: Literal["plateau", "one-cycle"] = "plateau"
     patience: int = 10
+    gradient: float | None = None
+    half: bool = False
     standardise: bool = False
     batch_norms: bool = False
-    augment: bool = False
     zoom: float = 1.0
     brightness: float = 0.0
     flip: bool = False
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("epochs", 1), ("patience", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise InputError(f"the learning rate must be above 0, got {self.learning_rate}")
-        if self.zoom < 1:
-            raise InputError(f"zoom must be at least 1, got {self.zoom}")
+        for name in ("batch", "iterations", "patience"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.epochs is not None and self.epochs < 1:
+            raise InputError(f"epochs must be at least 1, got {self.epochs}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"the learning rate must be a number above 0, got {self.learning_rate}")
+        if not 1 <= self.zoom <= 4:
+            raise InputError(f"zoom must lie in 1…4, got {self.zoom}")
+
+    def epochs_of(self, batches: int) -> int:
+        """Return how many epochs of so many batches there are."""
+        return math.ceil(self.iterations / batches) if self.epochs is None else self.epochs
 
 
 RECIPES = {
@@ -62,9 +72,10 @@ RECIPES = {
         batch=16,
         epochs=60,
         schedule="one-cycle",
+        gradient=5.0,
+        half=True,
         standardise=True,
         batch_norms=True,
-        augment=True,
         zoom=1.25,
         brightness=0.3,
         flip=True,
