@@ -35,7 +35,7 @@ from .checkpoint import (
 )
 from .curves import draw_curves
 from .recipes import Recipe
-from .samples import Samples
+from .samples import Samples, measured
 from .start import Model, check_logits, spec_of, starting_network, takes_classes
 
 _TRAIN, _VALIDATION = ("train",), ("validation", "validate", "val", "test")
@@ -111,7 +111,7 @@ def train(
         raise InputError(
             f"{data.name}: no video to train on of {data.classes[without[0]]!r}; name the others with --classes"
         )
-    spec = _measured(spec, shown, recipe.standardise)
+    spec = measured(spec, shown, recipe.standardise)
     shown.spec = spec
     tested = Samples(held_out, spec, None)
     settings = {
@@ -280,17 +280,6 @@ def measure(network: nn.Module, samples: Samples, frozen: bool = False) -> dict[
             still += int((network(torch.from_numpy(stills).to(device)).argmax(1) == labels).sum())
     found = {"loss": loss / count, "accuracy": right / count}
     return found | ({"frozen accuracy": still / count} if frozen else {})
-
-
-def _measured(spec: ClipSpec, shown: Samples, standardise: bool) -> ClipSpec:
-    """Return the ClipSpec with the data's channel means, and its standard deviations where these are wanted."""
-    mean, std = shown.moments()
-    if spec.channel_order == "BGR":
-        mean, std = mean[::-1], std[::-1]
-    low, high = spec.value_range
-    scale = (high - low) / 255
-    means = [low + value * scale for value in mean]
-    return replace(spec, mean=means, std=[value * scale for value in std] if standardise else spec.std)  # type: ignore[arg-type]
 
 
 def _names_hash(*parts: Samples) -> str:

@@ -151,6 +151,17 @@ class Samples:
             return None
 
 
+def measured(spec: ClipSpec, shown: Samples, standardise: bool) -> ClipSpec:
+    """Return the ClipSpec with the data's channel means, and its standard deviations where these are wanted."""
+    mean, std = shown.moments()
+    if spec.channel_order == "BGR":
+        mean, std = mean[::-1], std[::-1]
+    low, high = spec.value_range
+    scale = (high - low) / 255
+    means = [low + value * scale for value in mean]
+    return replace(spec, mean=means, std=[value * scale for value in std] if standardise else spec.std)  # type: ignore[arg-type]
+
+
 def middle_clip(frames: Frames, spec: ClipSpec) -> Frames:
     """Return the middle clip of a video as the network sees it: uint8 [T,crop,crop,3]."""
     return spec.pixels(frames, max(len(frames) - spec.span, 0) // 2)
