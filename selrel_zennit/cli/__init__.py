@@ -34,6 +34,7 @@ COMMANDS = {
     "parity": _Entry("selrel_deploy.cli.parity:parity", "Certify that a runner computes the same explanation."),
     "run": _Entry("selrel_deploy.cli.run:run", "Explain a video by an artifact, without torch."),
     "bench": _Entry("selrel_deploy.cli.bench:bench", "Measure what explanations cost, against a budget."),
+    "evaluate": _Entry("selrel_zennit.cli.evaluate:evaluate", "Measure methods and a network on labelled videos."),
     "train": _Entry("selrel_zennit.cli.train:train", "Train a network on labelled videos."),
     "list": _Entry("selrel_zennit.cli.listing:listing", "List methods, models, composites, runners or presets."),
 }

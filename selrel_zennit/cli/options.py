@@ -14,7 +14,7 @@ import click
 from ..clips.spec import ClipSpec
 from ..errors import InputError
 from ..files import atomic_path
-from ..text import close_names
+from ..text import close_names, key_values
 
 if TYPE_CHECKING:
     import torch
@@ -148,17 +148,8 @@ def weights_entry(provenance: dict[str, Any]) -> dict[str, Any] | str:
 
 
 def method_options(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Parse ``KEY=VALUE`` pairs; a value is JSON where it is valid JSON (4, true, [1,2]), else text."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InputError(f"--option {pair!r}: give KEY=VALUE")
-        try:
-            options[key.replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key.replace("-", "_")] = value
-    return options
+    """Parse ``KEY=VALUE`` pairs; see ``key_values``."""
+    return key_values(pairs, "--option")
 
 
 def write_json(path: str | None, figures: Any) -> None:

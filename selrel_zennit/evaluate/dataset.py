@@ -142,9 +142,11 @@ def read_dataset(
     if classes is not None:
         found = found.only(classes)
     counts = Counter(video.label for video in found)
+    if not found.videos:
+        raise InputError(f"{source}: no videos in it")
     empty = [name for name in found.classes if not counts[name]]
-    if empty or not found.videos:
-        raise InputError(f"{source}: no video of the class {empty[0]!r}" if empty else f"{source}: no videos in it")
+    if empty and found.videos[0].made is None:
+        raise InputError(f"{source}: no video of the class {empty[0]!r}")
     return found
 
 

@@ -29,7 +29,7 @@ NOTEBOOKS = [path for path in project_files(DOCS) if path.suffix == ".ipynb"]
 # What they show takes long: they start `selrel`, or export.
 SLOW = (
     *("tutorial.md", "choose-a-method.md", "choose-a-preset.md", "compare-and-check.md", "conservation.md"),
-    *("your-video.md", "calibrate.md", "motion.md", "extend.md", "figures.md", "train.md"),
+    *("your-video.md", "calibrate.md", "motion.md", "extend.md", "figures.md", "train.md", "evaluate.md"),
 )
 LARGEST_PICTURE = 300_000
 
