@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -190,6 +190,52 @@ class Explanation:
             area = (nonzero & self.mask).sum(axes) / nonzero.sum(axes)
             mass = (size * self.mask).sum(axes) / size.sum(axes)
         return MotionShare(np.asarray(area), np.asarray(mass))
+
+
+@dataclass(frozen=True, eq=False)
+class ClipExplanations:
+    """The clips of one video, explained: the batch axis of ``explanation`` runs over clips.
+
+    pixels        uint8 [B,T,H,W,3]  what the network saw
+    starts        [B]                first frame of each clip in the video
+    seconds       [B]                per clip: read, forward_backward, select, frozen
+    frame_rate    clip frames per second of video
+    notes         what was done to the input: loop padding, dropped alpha, …
+    info          what the attributor is (``attributor.info``)
+    frozen_share  the motion share of each clip frozen to its middle frame, where nothing moves; None: not computed
+
+    Raises ValueError when the numbers of clips differ.
+    """
+
+    explanation: Explanation
+    pixels: npt.NDArray[np.uint8]
+    starts: list[int]
+    seconds: list[dict[str, float]]
+    frame_rate: float
+    notes: list[str]
+    info: dict[str, Any]
+    frozen_share: MotionShare | None = None
+
+    def __post_init__(self) -> None:
+        expected = (*self.explanation.relevance.shape, 3)
+        if self.pixels.shape != expected or self.pixels.dtype != np.uint8:
+            raise ValueError(f"pixels must be uint8 {expected}, got {self.pixels.dtype} {self.pixels.shape}")
+        if not len(self.starts) == len(self.seconds) == len(self.explanation):
+            raise ValueError(
+                f"{len(self.starts)} starts and {len(self.seconds)} timings for {len(self.explanation)} clips"
+            )
+        if self.frozen_share is not None and len(self.frozen_share.mass) != len(self.explanation):
+            raise ValueError(f"{len(self.frozen_share.mass)} frozen shares for {len(self.explanation)} clips")
+
+    def __len__(self) -> int:
+        return len(self.explanation)
+
+    def __repr__(self) -> str:
+        starts = ", ".join(map(str, self.starts[:4])) + (", …" if len(self.starts) > 4 else "")
+        return f"ClipExplanations({self.explanation!r}, from frame {starts}, {self.info.get('method') or 'no name'})"
+
+    def _repr_html_(self) -> str:
+        return replace(self.explanation, frames=self.pixels)._repr_html_()
 
 
 def joined(explanations: Sequence[Explanation]) -> Explanation:

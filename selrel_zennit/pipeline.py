@@ -22,11 +22,10 @@ from .attribution.target import Target
 from .clips.cutting import CutClip, cut, describe_source, freeze
 from .clips.spec import ClipSpec, Frames
 from .errors import InputError
-from .explanation import Explanation, FloatArray, MotionShare, joined
+from .explanation import ClipExplanations, Explanation, FloatArray, MotionShare, joined
 from .motion_split import MotionSplit
 from .network.kinds import refuse_programs
 from .network.output import checked_logits, logits_of
-from .outputs.files import ClipExplanations
 from .selection.regions import RegionSelection
 from .selection.selections import CalibratedSelection, MotionSelection, Selection
 

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from selrel_zennit.clips.cutting import CutClip, cut, describe_source, freeze
 from selrel_zennit.clips.spec import ClipSpec, Frames
 from selrel_zennit.errors import InputError
-from selrel_zennit.explanation import Explanation, MotionShare, joined
-from selrel_zennit.outputs.files import ClipExplanations
+from selrel_zennit.explanation import ClipExplanations, Explanation, MotionShare, joined
 
 from .runners.base import Clip, Runner
 

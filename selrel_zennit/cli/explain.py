@@ -11,11 +11,12 @@ from torch import nn
 from ..attribution import METHODS, build_method
 from ..comparison import RUNNER_UP, runner_up
 from ..errors import InputError
+from ..explanation import ClipExplanations
 from ..files import check_writable, staged_folder
 from ..metrics import sanity_check
 from ..metrics.counterfactual import counterfactuals
 from ..outputs.colormaps import palette
-from ..outputs.files import ClipExplanations, Style, class_name, write_outputs
+from ..outputs.files import Style, class_name, write_outputs
 from ..outputs.versus import write_versus
 from ..pipeline import device_of, explain_video
 from ..references import REFERENCES

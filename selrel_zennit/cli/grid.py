@@ -10,8 +10,7 @@ from torch import nn
 
 from ..attribution import build_method
 from ..errors import InputError
-from ..explanation import Explanation
-from ..outputs.files import ClipExplanations
+from ..explanation import ClipExplanations, Explanation
 from ..outputs.grid import write_grid
 from ..pipeline import explain_video
 from .selection_options import chosen_selection

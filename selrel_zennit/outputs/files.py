@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..class_names import class_name as class_name
 from ..clips.cutting import frozen_frame
 from ..clips.video import write_mp4, write_png
-from ..explanation import Explanation, MotionShare
+from ..explanation import ClipExplanations
 from ..motion_split import MotionSplit, shown
 from . import render
 from .painter import PERCENTILE, Split, colour_scale
@@ -26,52 +26,6 @@ from .report import report_html
 # One clip lasts half a second: at its own speed nobody sees it. Longer videos play at theirs.
 _SINGLE_CLIP_RATE = 8.0
 _PACKAGES = ("selrel-zennit", "torch", "zennit", "onnxruntime", "openvino", "numpy", "opencv-python-headless", "av")
-
-
-@dataclass(frozen=True, eq=False)
-class ClipExplanations:
-    """The clips of one video, explained: the batch axis of ``explanation`` runs over clips.
-
-    pixels        uint8 [B,T,H,W,3]  what the network saw
-    starts        [B]                first frame of each clip in the video
-    seconds       [B]                per clip: read, forward_backward, select, frozen
-    frame_rate    clip frames per second of video
-    notes         what was done to the input: loop padding, dropped alpha, …
-    info          what the attributor is (``attributor.info``)
-    frozen_share  the motion share of each clip frozen to its middle frame, where nothing moves; None: not computed
-
-    Raises ValueError when the numbers of clips differ.
-    """
-
-    explanation: Explanation
-    pixels: npt.NDArray[np.uint8]
-    starts: list[int]
-    seconds: list[dict[str, float]]
-    frame_rate: float
-    notes: list[str]
-    info: dict[str, Any]
-    frozen_share: MotionShare | None = None
-
-    def __post_init__(self) -> None:
-        expected = (*self.explanation.relevance.shape, 3)
-        if self.pixels.shape != expected or self.pixels.dtype != np.uint8:
-            raise ValueError(f"pixels must be uint8 {expected}, got {self.pixels.dtype} {self.pixels.shape}")
-        if not len(self.starts) == len(self.seconds) == len(self.explanation):
-            raise ValueError(
-                f"{len(self.starts)} starts and {len(self.seconds)} timings for {len(self.explanation)} clips"
-            )
-        if self.frozen_share is not None and len(self.frozen_share.mass) != len(self.explanation):
-            raise ValueError(f"{len(self.frozen_share.mass)} frozen shares for {len(self.explanation)} clips")
-
-    def __len__(self) -> int:
-        return len(self.explanation)
-
-    def __repr__(self) -> str:
-        starts = ", ".join(map(str, self.starts[:4])) + (", …" if len(self.starts) > 4 else "")
-        return f"ClipExplanations({self.explanation!r}, from frame {starts}, {self.info.get('method') or 'no name'})"
-
-    def _repr_html_(self) -> str:
-        return replace(self.explanation, frames=self.pixels)._repr_html_()
 
 
 @dataclass(frozen=True)

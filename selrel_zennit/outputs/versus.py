@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from ..clips.video import write_png
 from ..comparison import Versus, cosine, mask_iou
+from ..explanation import ClipExplanations
 from .canvas import ACCENT, MUTED, TEXT, Canvas
-from .files import ClipExplanations, Style
+from .files import Style
 from .painter import PERCENTILE, Painter, Pixels, Scale, colour_scale
 
 _MARGIN, _TOP, _GAP, _TILE, _SIDE, _COLUMNS = 20, 84, 4, 122, 240, 8

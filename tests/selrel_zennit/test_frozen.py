@@ -12,8 +12,8 @@ import selrel_zennit as sr
 from networks import small_c3d
 from selrel_zennit.cli import main
 from selrel_zennit.clips.video import write_png
-from selrel_zennit.explanation import MotionShare
-from selrel_zennit.outputs.files import ClipExplanations, summarise, write_outputs
+from selrel_zennit.explanation import ClipExplanations, MotionShare
+from selrel_zennit.outputs.files import summarise, write_outputs
 from selrel_zennit.outputs.render import overlay_frames, strip_image
 from selrel_zennit.outputs.report import report_html
 from selrel_zennit.pipeline import explain_video
