@@ -99,7 +99,7 @@ fi
 step "the benchmark of the kernel"
 timeout "$(limit 120)" "$python" benchmarks/kernel_gpu.py --out "$out/kernel_gpu.json" || failed+=("benchmark of the kernel")
 
-if has zennit av cv2 click tqdm onnx_ir; then
+if has zennit av cv2 click onnx_ir; then
   # All batches and precisions take longer: selrel bench --model c3d --weights random --device cuda --precisions all
   for precision in bf16 tf32 fp32; do
     step "the benchmark of selective DTD of C3D, $precision"
@@ -108,10 +108,10 @@ if has zennit av cv2 click tqdm onnx_ir; then
       || failed+=("benchmark of the explanation, $precision")
   done
 else
-  step "left out: the benchmark of the explanation, which needs Zennit, PyAV, OpenCV, click, tqdm and onnx-ir (--wheels)"
+  step "left out: the benchmark of the explanation, which needs Zennit, PyAV, OpenCV, click and onnx-ir (--wheels)"
 fi
 
-if has zennit av cv2 click tqdm onnx_ir && { has tensorrt || has tensorrt_rtx; }; then
+if has zennit av cv2 click onnx_ir && { has tensorrt || has tensorrt_rtx; }; then
   step "selective DTD of C3D in TensorRT: the selection in the engine, and by the kernel behind it"
   "$python" -m selrel_zennit export --model c3d --weights random --method dtd --precision fp16 -o "$scratch/dtd.onnx" \
     || failed+=("export")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from .motion_split import MotionSplit, joined_splits
 
 FloatArray = npt.NDArray[np.float32]
 
-_FIELDS = ("logits", "target", "relevance", "motion_relevance", "mask")
+FIELDS = ("logits", "target", "relevance", "motion_relevance", "mask")
 
 
 class MotionShare(NamedTuple):
@@ -117,7 +117,7 @@ class Explanation:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return all that a file holds of it, by name; see ``save``."""
-        held: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in _FIELDS}
+        held: dict[str, npt.NDArray[Any]] = {name: getattr(self, name) for name in FIELDS}
         if self.frames is not None:
             held["frames"] = self.frames
         if self.unseen:
@@ -150,7 +150,7 @@ class Explanation:
             raise InputError(f"cannot read {os.fspath(path)}: {error.strerror or 'it is no .npz file'}") from error
         except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise InputError(f"{os.fspath(path)} is no .npz file, or a damaged one: write it again") from error
-        missing = [name for name in _FIELDS if name not in held]
+        missing = [name for name in FIELDS if name not in held]
         if missing:
             raise InputError(f"{os.fspath(path)} is no explanation: it has no array {missing[0]!r}")
         try:
@@ -159,14 +159,14 @@ class Explanation:
                 reference = str(held.get("reference", "frames"))
                 split = MotionSplit(**{name: held[name] for name in SPLIT_ARRAYS}, reference=reference)
             unseen = tuple(str(text) for text in held.get("unseen", ()))
-            fields = {name: held[name] for name in _FIELDS}
+            fields = {name: held[name] for name in FIELDS}
             return cls(**fields, unseen=unseen, split=split, frames=held.get("frames"))
         except ValueError as error:
             raise InputError(f"{os.fspath(path)} holds no explanation: {error}") from error
 
     def clip(self, index: int) -> Explanation:
         """Return the explanation of one clip of the batch, as a batch of one."""
-        arrays = {name: getattr(self, name)[index : index + 1] for name in _FIELDS}
+        arrays = {name: getattr(self, name)[index : index + 1] for name in FIELDS}
         split = None if self.split is None else self.split.clip(index)
         frames = None if self.frames is None else self.frames[index : index + 1]
         return Explanation(**arrays, unseen=self.unseen, split=split, frames=frames)
@@ -190,6 +190,21 @@ class Explanation:
             area = (nonzero & self.mask).sum(axes) / nonzero.sum(axes)
             mass = (size * self.mask).sum(axes) / size.sum(axes)
         return MotionShare(np.asarray(area), np.asarray(mass))
+
+
+class ExplainedClip(NamedTuple):
+    """One clip of a video, explained.
+
+    start         first frame of the clip in the video
+    explanation   of this clip alone, a batch of one, with its ``frames``: what the network saw
+    seconds       read, forward_backward, select (None where it is part of another stage), split, frozen
+    frozen_share  the motion share, [1], of the clip frozen to its middle frame, where nothing moves; None: not computed
+    """
+
+    start: int
+    explanation: Explanation
+    seconds: dict[str, Any]
+    frozen_share: MotionShare | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,8 +242,51 @@ class ClipExplanations:
         if self.frozen_share is not None and len(self.frozen_share.mass) != len(self.explanation):
             raise ValueError(f"{len(self.frozen_share.mass)} frozen shares for {len(self.explanation)} clips")
 
+    @classmethod
+    def of(
+        cls, clips: Iterable[ExplainedClip], frame_rate: float, notes: list[str], info: dict[str, Any]
+    ) -> ClipExplanations:
+        """Return clips, one or more, as one batch. ``notes`` and ``info`` may grow while ``clips`` are made."""
+        found = list(clips)
+        explanation = joined([one.explanation for one in found])
+        if explanation.frames is None:
+            raise ValueError("explained clips must hold the frames that the network saw")
+        still = [one.frozen_share for one in found if one.frozen_share is not None]
+        return cls(
+            explanation=explanation,
+            pixels=explanation.frames,
+            starts=[one.start for one in found],
+            seconds=[one.seconds for one in found],
+            frame_rate=frame_rate,
+            notes=notes,
+            info=info,
+            frozen_share=MotionShare(*map(np.concatenate, zip(*still, strict=True))) if still else None,
+        )
+
     def __len__(self) -> int:
         return len(self.explanation)
+
+    def __getitem__(self, index: int) -> ExplainedClip:
+        """Return one clip; a negative index counts from the end."""
+        explanation, index = self.explanation[index], index % len(self)
+        frames = self.pixels[index : index + 1]
+        still = (
+            None if self.frozen_share is None else MotionShare(*(part[index : index + 1] for part in self.frozen_share))
+        )
+        return ExplainedClip(self.starts[index], replace(explanation, frames=frames), self.seconds[index], still)
+
+    def __iter__(self) -> Iterator[ExplainedClip]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def logits(self) -> FloatArray:
+        """What the network said of each clip, [B,K]."""
+        return self.explanation.logits
+
+    @property
+    def target(self) -> npt.NDArray[np.int64]:
+        """The class explained in each clip, [B]."""
+        return self.explanation.target
 
     def __repr__(self) -> str:
         starts = ", ".join(map(str, self.starts[:4])) + (", …" if len(self.starts) > 4 else "")
@@ -241,7 +299,7 @@ class ClipExplanations:
 def joined(explanations: Sequence[Explanation]) -> Explanation:
     """Return one explanation of the clips of several."""
     unseen = tuple(dict.fromkeys(text for one in explanations for text in one.unseen))
-    arrays = {name: np.concatenate([getattr(one, name) for one in explanations]) for name in _FIELDS}
+    arrays = {name: np.concatenate([getattr(one, name) for one in explanations]) for name in FIELDS}
     splits = [one.split for one in explanations]
     split = joined_splits([one for one in splits if one is not None]) if all(splits) else None
     seen = [one.frames for one in explanations if one.frames is not None]

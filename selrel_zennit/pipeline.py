@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from .attribution.faults import named_faults
 from .attribution.foreign import Method, as_attributor
 from .attribution.methods.motion import MotionLRP
 from .attribution.target import Target
-from .clips.cutting import CutClip, cut, describe_source, freeze
+from .clips.cutting import CutClip
 from .clips.spec import ClipSpec, Frames
 from .errors import InputError
-from .explanation import ClipExplanations, Explanation, FloatArray, MotionShare, joined
+from .explanation import ClipExplanations, Explanation, FloatArray, MotionShare
+from .loop import Explained, explain_clips
 from .motion_split import MotionSplit
 from .network.kinds import refuse_programs
 from .network.output import checked_logits, logits_of
+from .progress import Progress
 from .selection.regions import RegionSelection
 from .selection.selections import CalibratedSelection, MotionSelection, Selection
 
@@ -162,6 +164,101 @@ def _split(splitter: MotionLRP, clip: torch.Tensor, initial: torch.Tensor) -> Mo
     )
 
 
+class ModelExplainer:
+    """A network and a method of attribution, as ``explain_clips`` takes them: an Explainer.
+
+    ``method``, ``options``, ``selection`` and ``motion`` are those of ``explain``. Where the network does not let its
+    margin be taken apart, a note says why; of methods that know their completeness error (integrated gradients)
+    another says it. Raises InputError as ``explain`` does, and for a network that does not say what clips it takes.
+    """
+
+    batch = 1
+    forward_alone = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method = "dtd",
+        *,
+        selection: Selection | None = None,
+        motion: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.model, self.motion = model, motion
+        self.attributor = as_attributor(method, model, options)
+        self.spec = spec_of(model)
+        self.selection = _fitting(selection, self.attributor)
+        self.device = device_of(model)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the attributor is, and the completeness error of each clip where there is one."""
+        errors = {"completeness_error": list(self._errors)} if self._errors else {}
+        return {**getattr(self.attributor, "info", {}), **errors}
+
+    @property
+    def notes(self) -> list[str]:
+        """Why there is no motion part, how far off a sum is, and what no rule saw."""
+        notes = list(self._notes)
+        if self._errors:
+            notes.append(f"the attributions sum to the change from the baseline to within {max(self._errors):.2%}")
+        return [*notes, *(f"no rule sees {one}" for one in getattr(self.attributor, "unseen", ()))]
+
+    def __enter__(self) -> ModelExplainer:
+        self._held = ExitStack()
+        self._begun = False
+        self._splitter: MotionLRP | None = None
+        self._errors: list[float] = []
+        self._notes: list[str] = []
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._held.close()
+
+    def logits(self, clips: Sequence[CutClip]) -> FloatArray:
+        """Return what the network itself says of clips, [B,K]."""
+        given = self._clip(clips)
+        with torch.inference_mode(), named_faults(self.model, given):
+            return logits_of(self.model, given).cpu().numpy()
+
+    def explain(self, clips: Sequence[CutClip], target: Target) -> list[Explained]:
+        """Explain one clip."""
+        clip, seconds = self._clip(clips), Seconds()
+        self._begin(clip)
+        explanation = _explain(self.model, clip, self.attributor, target, self.selection, seconds, self._splitter)
+        error = getattr(self.attributor, "completeness_error", None)
+        if error is not None:
+            self._errors.append(float(error.max()))
+        return [Explained(explanation, seconds)]
+
+    def shares(self, clips: Sequence[CutClip], targets: list[int]) -> list[MotionShare]:
+        """Return what the selection keeps of one clip."""
+        found = _explain(self.model, self._clip(clips), self.attributor, targets, self.selection, {})
+        return [found.motion_share()]
+
+    def _begin(self, clip: torch.Tensor) -> None:
+        """Put rules in place, and see on the first clip whether the margin can be taken apart."""
+        if self._begun:
+            return
+        self._begun = True
+        self._held.enter_context(self.attributor)
+        if self.motion is None:
+            return
+        try:
+            with ExitStack() as held:
+                strict = bool(getattr(self.attributor, "strict", True))
+                splitter = held.enter_context(splitter_of(self.model, self.motion, strict))
+                splitter.check(clip)
+                self._held.push(held.pop_all())
+            self._splitter = splitter
+        except InputError as error:
+            self._notes.append(f"no motion part: {error}")
+
+    def _clip(self, clips: Sequence[CutClip]) -> torch.Tensor:
+        pixels = np.stack([clip.pixels for clip in clips])
+        return torch.from_numpy(self.spec.from_pixels(pixels)).to(self.device)
+
+
 def explain_video(
     model: nn.Module,
     source: str | Path | Frames,
@@ -173,83 +270,18 @@ def explain_video(
     all_clips: bool = False,
     frozen: bool = True,
     motion: str | None = None,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress = False,
     **options: Any,
 ) -> ClipExplanations:
-    """Explain one clip of a video, or every clip: ``source`` is a path, or frames uint8 [N,H,W,3].
+    """Explain one clip of a video, or every clip, and hold them all: ``explain_clips`` by a network, as one batch.
 
-    With ``all_clips`` the video is cut into successive clips from frame ``start`` on, an incomplete last one left out,
-    and "top1" is the class with the highest mean logit over all of them, explained in every clip (the video is read
-    twice for that). With ``frozen`` each clip is explained a second time with its middle frame in place of all others,
-    for the same target: what the selection keeps of that is no motion. With ``motion``, one of the references, the
-    margin is taken apart (``Explanation.split``); where the network does not let it, a note says why. ``progress``
-    wraps the loop over clips. Of methods that know their completeness error (integrated gradients) a note says it.
-
-    Raises InputError for a video that cannot be read or has fewer than 2 frames from ``start`` on; see also explain.
+    ``source`` is a path, or frames uint8 [N,H,W,3]. For the other arguments, and the errors, see ``explain_clips`` and
+    ``explain``.
     """
-    attributor = as_attributor(method, model, options)
-    spec = spec_of(model)
-    selection = _fitting(selection, attributor)
-    device = device_of(model)
-    notes, rate = describe_source(source, spec)
-
-    def clips() -> Iterator[CutClip]:
-        return cut(source, spec, start, all_clips, notes)
-
-    if all_clips and target in ("top1", -1):
-        with torch.inference_mode():
-            total: torch.Tensor | None = None
-            for clip in clips():
-                given = torch.from_numpy(spec.from_pixels(clip.pixels[None])).to(device)
-                with named_faults(model, given):
-                    logits = logits_of(model, given).double()
-                total = logits if total is None else total + logits
-        assert total is not None
-        target = int(total.argmax())
-
-    def explained(pixels: Frames, target: Target, seconds: Seconds, splitter: MotionLRP | None = None) -> Explanation:
-        clip = torch.from_numpy(spec.from_pixels(pixels[None])).to(device)
-        return _explain(model, clip, attributor, target, selection, seconds, splitter)
-
-    splitter: MotionLRP | None = None
-    if motion is not None:
-        try:
-            splitter = splitter_of(model, motion, bool(getattr(attributor, "strict", True)))
-            with splitter:
-                first = next(iter(cut(source, spec, start, all_clips, [])))
-                splitter.check(torch.from_numpy(spec.from_pixels(first.pixels[None])).to(device))
-        except InputError as error:
-            splitter = None
-            notes.append(f"no motion part: {error}")
-
-    found: list[tuple[int, Frames, Explanation, Seconds]] = []
-    still: list[MotionShare] = []
-    errors: list[float] = []
-    with attributor, splitter or nullcontext():
-        for clip in progress(clips()):
-            seconds: Seconds = {"read": clip.seconds}
-            result = explained(clip.pixels, target, seconds, splitter)
-            off = getattr(attributor, "completeness_error", None)
-            if off is not None:
-                errors.append(float(off.max()))
-            if frozen:
-                with _timed(seconds, "frozen"):
-                    still.append(explained(freeze(clip.pixels), int(result.target[0]), {}).motion_share())
-            found.append((clip.start, clip.pixels, result, seconds))
-    info = dict(getattr(attributor, "info", {}))
-    if errors:
-        info["completeness_error"] = errors
-        notes.append(f"the attributions sum to the change from the baseline to within {max(errors):.2%}")
-    return ClipExplanations(
-        explanation=joined([result for _, _, result, _ in found]),
-        pixels=np.stack([pixels for _, pixels, _, _ in found]),
-        starts=[first for first, _, _, _ in found],
-        seconds=[seconds for _, _, _, seconds in found],
-        frame_rate=rate / spec.stride,
-        notes=[*notes, *(f"no rule sees {one}" for one in getattr(attributor, "unseen", ()))],
-        info=info,
-        frozen_share=MotionShare(*(np.concatenate(shares) for shares in zip(*still, strict=True))) if still else None,
-    )
+    explainer = ModelExplainer(model, method, selection=selection, motion=motion, **options)
+    return explain_clips(
+        source, explainer, target, start=start, all_clips=all_clips, frozen=frozen, progress=progress
+    ).collected()
 
 
 def _checked(clip: torch.Tensor, model: nn.Module) -> torch.Tensor:

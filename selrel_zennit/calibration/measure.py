@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..attribution.target import Target
 from ..errors import InputError
 from ..network.output import logits_of
 from ..pipeline import device_of, explain, spec_of
+from ..progress import Progress, watched
 from ..selection.regions import RegionNull, RegionSelection, cell_changes
 from ..selection.relevance_source import RelevanceSource
 from ..selection.selections import CalibratedSelection, check_alpha
@@ -28,8 +29,6 @@ CLIPS = 400
 # Clips explained at once: on one thread torch convolves a single clip several times slower than one of a batch.
 _BATCH = 4
 
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
-
 
 def calibrate(
     model: nn.Module,
@@ -38,7 +37,7 @@ def calibrate(
     *,
     alphas: Sequence[float] = ALPHAS,
     classes: str = "drawn",
-    progress: Progress = iter,
+    progress: Progress = False,
     **options: Any,
 ) -> Calibration:
     """Measure thresholds on still clips of ``model`` and verify them on others.
@@ -49,7 +48,7 @@ def calibrate(
     t is the 1−alpha quantile of all its voxels over all clips: the least value that at most a share alpha exceeds. It
     is exact, no value is binned or left out; a share max(alpha) of all values is held in memory.
 
-    ``method`` is what ``explain`` takes. Without ``stills``, synthetic ones. ``progress`` wraps the loop over clips.
+    ``method`` is what ``explain`` takes. Without ``stills``, synthetic ones. ``progress`` shows how far it is.
 
     Raises InputError for an alpha outside (0, 0.5), too few clips for the smallest alpha, and what ``explain`` refuses.
     """
@@ -78,7 +77,7 @@ def calibrate(
     drawn = np.random.default_rng((stills.seed, 1))
     with attributor:
         work = [(part, first) for part in (stills.fit, stills.held_out) for first in range(0, len(part), _BATCH)]
-        for part, first in progress(work):
+        for part, first in watched(work, progress, "still clips"):
             pixels = np.stack(
                 [stills.clip(part, index, spec.frames) for index in range(first, min(first + _BATCH, len(part)))]
             )

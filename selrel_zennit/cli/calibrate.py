@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from ..errors import InputError
 from ..files import atomic_path
 from ..selection.selections import check_alpha
 from .options import allow_unseen_option, json_option, method_options, model_options, open_model, write_json
-from .reporting import progress
 
 
 @click.command()
@@ -109,7 +107,7 @@ def calibrate(
     else:
         stills = video_stills(spec, paths, *drawn, camera) if paths else synthetic_stills(spec, *drawn, camera)
     with atomic_path(out) as temporary:  # a place that cannot be written fails here, not after the work
-        calibration = measure(model, attributor, stills, alphas=alphas, classes=classes, progress=_progress)
+        calibration = measure(model, attributor, stills, alphas=alphas, classes=classes, progress=True)
         Path(temporary).write_text(calibration.to_json(), encoding="utf-8")
     write_json(json_path, calibration.to_dict())
     if json_path != "-":
@@ -123,10 +121,6 @@ def calibrate(
         file=sys.stderr,
     )
     return 1
-
-
-def _progress(clips: Iterable[Any]) -> Iterable[Any]:
-    return progress(clips, "still clips")
 
 
 def _report(calibration: Calibration, out: str) -> None:

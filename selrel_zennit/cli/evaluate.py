@@ -16,8 +16,8 @@ from ..evaluate.run import Evaluator, measure_all
 from ..evaluate.settings import Settings
 from ..evaluate.store import Store
 from ..files import check_folder
+from ..progress import bar
 from .options import json_option, write_json
-from .reporting import progress
 
 
 @click.command()
@@ -78,7 +78,7 @@ def evaluate(
         step = len(data) / max_videos
         data = replace(data, videos=tuple(data.videos[int(number * step)] for number in range(max_videos)))
     model = evaluator.measures.model if workers == 1 else None
-    done = measure_all(data, store, settings, model=model, workers=workers, shard=(place, of), progress=progress)
+    done = measure_all(data, store, settings, model=model, workers=workers, shard=(place, of), progress=bar)
     for name, why in done.failed.items():
         click.echo(f"left out: {name}: {why}", err=True)
     click.echo(f"{done.clips} clips measured, {done.known} were there")

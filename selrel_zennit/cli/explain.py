@@ -11,16 +11,17 @@ from torch import nn
 from ..attribution import METHODS, build_method
 from ..comparison import RUNNER_UP, runner_up
 from ..errors import InputError
-from ..explanation import ClipExplanations
 from ..files import check_writable, staged_folder
+from ..loop import explain_clips
 from ..metrics import sanity_check
 from ..metrics.counterfactual import counterfactuals
 from ..outputs.colormaps import palette
-from ..outputs.files import Style, class_name, write_outputs
+from ..outputs.files import Style, write_outputs
 from ..outputs.versus import write_versus
-from ..pipeline import device_of, explain_video
+from ..pipeline import ModelExplainer, device_of, spec_of
 from ..references import REFERENCES
 from ..selection.selections import Selection
+from ..spill import StoredClips
 from ..synthetic import demo_frames
 from .grid import GRID, add_grid, named
 from .options import (
@@ -33,7 +34,7 @@ from .options import (
     weights_entry,
     write_json,
 )
-from .reporting import OPTIONAL_FILES, print_summary, progress, remove_stale, weights_doubt
+from .reporting import OPTIONAL_FILES, print_summary, remove_stale, weights_doubt
 from .selection_options import chosen_selection, selection_options, selection_settings
 
 
@@ -133,35 +134,27 @@ def explain(
         provenance: dict[str, Any] = model.provenance  # type: ignore[assignment]
         attributor = build_method(method, model, strict=not allow_unseen, **options)
         selection, doubt = chosen_selection(attributor, settings, calibration_path)
-        source = video if video is not None else demo_frames()
-        clips = explain_video(
-            model,
-            source,
-            attributor,
+        explainer = ModelExplainer(
+            model, attributor, selection=selection, motion=None if reference == "none" else reference
+        )
+        stream = explain_clips(
+            video if video is not None else demo_frames(),
+            explainer,
             target,
-            selection=selection,
             start=start,
             all_clips=all_clips,
             frozen=not no_frozen,
-            motion=None if reference == "none" else reference,
-            progress=progress if all_clips else iter,
+            progress=all_clips,
         )
+        clips = StoredClips.of(stream, folder)
         style = Style(cmap, level, relevance_norm)
         additions: dict[str, Any] = {}
         if versus is not None:
-            other = explain_video(
-                model,
-                source,
-                attributor,
-                _other_class(versus, clips),
-                selection=selection,
-                start=start,
-                all_clips=all_clips,
-                frozen=False,
-            )
-            additions["versus"] = write_versus(
-                folder, clips, other, names=_names(model, clips, other), title=f"{method} · {preset}", style=style
-            )
+            explainer = ModelExplainer(model, attributor, selection=selection)
+            other = explain_clips(clips.again, explainer, _other_class(versus, clips), frozen=False)
+            names = getattr(model, "class_names", None)
+            title = f"{method} · {preset}"
+            additions["versus"] = write_versus(folder, clips, other, names=names, title=title, style=style)
         if check == "motion":
             additions["counterfactuals"] = _counterfactuals(model, clips)
         if check == "maps":
@@ -170,7 +163,6 @@ def explain(
             additions["methods"] = add_grid(
                 folder,
                 model,
-                source,
                 (method, clips),
                 others,
                 settings,
@@ -178,8 +170,6 @@ def explain(
                 width=grid_width,
                 cmap=cmap,
                 strict=not allow_unseen,
-                start=start,
-                all_clips=all_clips,
             )
         unknown = weights_doubt(model_settings["model_name"], video, str(provenance["weights"]))
         warnings = [
@@ -211,39 +201,32 @@ def explain(
     print_summary(summary, out, figures=json_path != "-")
 
 
-def _other_class(versus: str, clips: ClipExplanations) -> str | int:
+def _other_class(versus: str, clips: StoredClips) -> str | int:
     """Return the class that --versus names: "runner-up" is the one with the next highest mean logit."""
     if versus != RUNNER_UP:
         return versus
-    explanation = clips.explanation
-    return int(runner_up(explanation.logits.mean(0, keepdims=True), explanation.target[:1])[0])
-
-
-def _names(model: nn.Module, clips: ClipExplanations, other: ClipExplanations) -> tuple[str, str]:
-    names = getattr(model, "class_names", None)
-    first, second = (int(one.explanation.target[0]) for one in (clips, other))
-    return class_name(first, names), class_name(second, names)
+    return int(runner_up(clips.logits.mean(0, keepdims=True), clips.target[:1])[0])
 
 
 def _check(
-    model: nn.Module, clips: ClipExplanations, method: str, selection: Selection, options: dict[str, Any]
+    model: nn.Module, clips: StoredClips, method: str, selection: Selection, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Check the clip in which the network was surest; see sanity_check."""
-    target, surest = _surest(clips)
-    device = device_of(model)
-    clip = torch.from_numpy(model.spec.from_pixels(clips.pixels[surest : surest + 1]))  # type: ignore[operator,union-attr]
-    found = sanity_check(model, clip.to(device), method, target, selection=selection, **options)
-    return {"start": clips.starts[surest], **found}
+    start, clip = _surest(model, clips)
+    return {
+        "start": start,
+        **sanity_check(model, clip, method, int(clips.target[0]), selection=selection, **options),
+    }
 
 
-def _counterfactuals(model: nn.Module, clips: ClipExplanations) -> dict[str, Any]:
+def _counterfactuals(model: nn.Module, clips: StoredClips) -> dict[str, Any]:
     """Return the margins of the clip in which the network was surest, frozen, shuffled and reversed."""
-    target, surest = _surest(clips)
-    clip = torch.from_numpy(model.spec.from_pixels(clips.pixels[surest : surest + 1]))  # type: ignore[operator,union-attr]
-    return {"start": clips.starts[surest], **counterfactuals(model, clip.to(device_of(model)), target).to_dict()}
+    start, clip = _surest(model, clips)
+    return {"start": start, **counterfactuals(model, clip, int(clips.target[0])).to_dict()}
 
 
-def _surest(clips: ClipExplanations) -> tuple[int, int]:
-    """Return the class explained, and the clip in which the network was surest of it."""
-    target = int(clips.explanation.target[0])
-    return target, int(clips.explanation.logits[:, target].argmax())
+def _surest(model: nn.Module, clips: StoredClips) -> tuple[int, torch.Tensor]:
+    """Return where the clip in which the network was surest begins, and the clip."""
+    found = clips[clips.surest]
+    assert found.explanation.frames is not None
+    return found.start, torch.from_numpy(spec_of(model).from_pixels(found.explanation.frames)).to(device_of(model))

@@ -10,9 +10,12 @@ from torch import nn
 
 from ..attribution import build_method
 from ..errors import InputError
-from ..explanation import ClipExplanations, Explanation
-from ..outputs.grid import write_grid
-from ..pipeline import explain_video
+from ..explanation import Explanation, joined
+from ..loop import explain_clips
+from ..outputs.grid import STEPS, write_grid
+from ..outputs.painter import PERCENTILE, Scale, colour_scale, scale_of_parts
+from ..pipeline import ModelExplainer
+from ..spill import StoredClips
 from .selection_options import chosen_selection
 
 GRID = ("grid.png", "grid.pdf", "grid.svg")
@@ -29,8 +32,7 @@ def named(methods: str) -> list[str]:
 def add_grid(
     folder: Path,
     model: nn.Module,
-    source: Any,
-    first: tuple[str, ClipExplanations],
+    first: tuple[str, StoredClips],
     others: list[str],
     settings: dict[str, Any],
     *,
@@ -38,35 +40,41 @@ def add_grid(
     width: str,
     cmap: str,
     strict: bool,
-    **given: Any,
 ) -> dict[str, Any]:
     """Explain the class of the ``first`` by the ``others`` too, write the grid, and return their figures.
 
-    ``given`` are what explain_video takes. Of a video of many clips the rows over time are those of the clip in which
-    the network was surest.
+    Of a video of many clips the rows over time are those of the clip in which the network was surest.
     """
     name, clips = first
-    target = int(clips.explanation.target[0])
-    found: dict[str, Explanation] = {name: clips.explanation}
+    kept = {name: clips}
     for other in others:
         attributor = build_method(other, model, strict=strict)
         selection, _ = chosen_selection(attributor, settings, None)
-        made = explain_video(model, source, attributor, target, selection=selection, frozen=False, **given)
-        found[other] = made.explanation
-    surest = int(np.argmax(clips.explanation.logits[:, target]))
-    shown, pixels = found, clips.pixels
+        explainer = ModelExplainer(model, attributor, selection=selection)
+        again = explain_clips(clips.again, explainer, int(clips.target[0]), frozen=False)
+        kept[other] = StoredClips.of(again, folder)
+    places = [clips.surest] if rows == "time" else range(min(len(clips), STEPS))
+    shown = {method: joined([one[place].explanation for place in places]) for method, one in kept.items()}
+    scales = {method: _scale(one, shown[method], rows) for method, one in kept.items()}
+    pixels = shown[name].frames
+    assert pixels is not None
+    write_grid(folder, shown, pixels, rows=rows, width=width, cmap=cmap, scales=scales)
+    return {method: _figures(one) for method, one in kept.items()}
+
+
+def _scale(clips: StoredClips, shown: Explanation, rows: str) -> Scale:
+    """Return the colour scale of a method: of the one clip whose time is shown, or of all clips."""
     if rows == "time":
-        shown = {method: one[surest] for method, one in found.items()}
-        pixels = clips.pixels[surest : surest + 1]
-    write_grid(folder, shown, pixels, rows=rows, width=width, cmap=cmap)
-    return {method: _figures(one) for method, one in found.items()}
+        return colour_scale(shown.relevance, "symmetric", PERCENTILE)
+    return scale_of_parts(lambda: clips.explanations.arrays.each("relevance"), "symmetric", PERCENTILE)
 
 
-def _figures(explanation: Explanation) -> dict[str, Any]:
-    share = explanation.motion_share()
-
-    def number(values: Any) -> list[float | None]:
-        return [float(value) if np.isfinite(value) else None for value in values]
-
-    sums = explanation.relevance.sum((1, 2, 3), dtype=np.float64)
-    return {"motion_area": number(share.area), "motion_mass": number(share.mass), "relevance_sum": sums.tolist()}
+def _figures(clips: StoredClips) -> dict[str, Any]:
+    found: dict[str, Any] = {"motion_area": [], "motion_mass": [], "relevance_sum": []}
+    for clip in clips:
+        explanation = clip.explanation
+        share = explanation.motion_share()
+        for key, value in (("motion_area", share.area[0]), ("motion_mass", share.mass[0])):
+            found[key].append(float(value) if np.isfinite(value) else None)
+        found["relevance_sum"].append(float(explanation.relevance.sum(dtype=np.float64)))
+    return found

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
-
-import click
-
-T = TypeVar("T")
+from typing import Any
 
 FILES = ("overlay.mp4", "strip.png", "report.html", "explanation.npz", "summary.json")
 ARRAYS = ("explanation.npz", "summary.json")
 OPTIONAL_FILES = ("versus.png", "versus.npz")
-
-
-def progress(items: Iterable[T], what: str = "clips", length: int | None = None) -> Iterator[T]:
-    """Show a progress bar on a terminal, and none in a pipe. click's: a device has no tqdm."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    with click.progressbar(items, label=what, length=length, file=sys.stderr) as shown:
-        yield from shown
 
 
 def remove_stale(out: str, keep: Iterable[str] = (), files: Iterable[str] = OPTIONAL_FILES) -> None:

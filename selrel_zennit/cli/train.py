@@ -11,13 +11,13 @@ import torch
 from ..clips.spec import ClipSpec
 from ..errors import InputError
 from ..evaluate.dataset import read_dataset
+from ..progress import bar
 from ..training.checkpoint import BEST, CURVES, LAST, LOG
 from ..training.loop import Trained
 from ..training.loop import train as learn
 from ..training.recipes import RECIPES
 from ..training.start import spec_of, starting_network
 from .options import json_option, read_spec, torch_device, write_json
-from .reporting import progress
 
 
 @click.command()
@@ -78,7 +78,7 @@ def train(
         spec = _changed(spec_of(network), changed)
     trained = learn(
         data, out, model=model, recipe=chosen, spec=spec, initial=initial, seed=seed, validation=validation,
-        device=where, progress=progress,
+        device=where, progress=bar,
     )  # fmt: skip
     _report(trained, model)
     if json_path is not None:

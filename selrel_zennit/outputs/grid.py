@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WIDTHS = {"single": 3.5, "double": 7.16}
 """Inches: one and two columns of a journal's page."""
 ROWS = ("time", "clips")
+STEPS = 4
+"""Rows of a grid, at most."""
 _DPI = 600
 _LEAST_COLUMN = 0.32
 _SELECTIVE = "selective"
@@ -35,15 +37,17 @@ def grid_figure(
     *,
     rows: str = "time",
     width: str = "double",
-    steps: int = 4,
+    steps: int = STEPS,
     cmap: str = "coldnhot",
+    scales: Mapping[str, Scale] | None = None,
 ) -> Figure:
     """Draw explanations of the same clips, by the names of their methods: a figure of Matplotlib.
 
     ``frames`` uint8 [B,T,H,W,3] RGB. Columns: input, then each method and what its selection keeps, both on one scale,
     the method's own: ± the 99.5th percentile of its non-zero |R| over all clips, as the figure says. Rows: ``steps``
     time steps of the first clip, evenly spaced, or the middle frame of each of at most ``steps`` clips. ``width`` is a
-    journal's column: single (3.5 in) or double (7.16 in).
+    journal's column: single (3.5 in) or double (7.16 in). ``scales`` are those of the methods, where there are more
+    clips than are given here.
 
     Raises InputError for another ``rows`` or ``width``, maps of other shapes than the frames, and too many methods for
     the width.
@@ -59,6 +63,8 @@ def grid_figure(
         if one.relevance.shape != frames.shape[:4]:
             raise InputError(f"{name} explains clips {one.relevance.shape}, the frames are {frames.shape[:4]}")
     across, columns = WIDTHS[width], 1 + 2 * len(explanations)
+    ends = {name: colour_scale(one.relevance, "symmetric", PERCENTILE) for name, one in explanations.items()}
+    ends |= scales or {}
     left, right, gap = 0.34, 0.04, 0.03
     tile = (across - left - right - gap * (columns - 1)) / columns
     if tile < _LEAST_COLUMN:
@@ -84,9 +90,8 @@ def grid_figure(
 
     for row, (clip, step) in enumerate(places):
         pictures: list[tuple[Any, Scale | None]] = [(frames[clip, step], None)]
-        for one in explanations.values():
-            own = colour_scale(one.relevance, "symmetric", PERCENTILE)
-            pictures += [(one.relevance[clip, step], own), (one.motion_relevance[clip, step], own)]
+        for name, one in explanations.items():
+            pictures += [(one.relevance[clip, step], ends[name]), (one.motion_relevance[clip, step], ends[name])]
         for column, (picture, scale) in enumerate(pictures):
             shown = figure.add_axes(axes(column, row))
             shown.set_axis_off()
@@ -101,7 +106,7 @@ def grid_figure(
     heads = full - 0.04
     figure.text(0.04 / across, heads / full, "frame" if rows == "time" else "clip", va="top", size=size)
     figure.text((left + tile / 2) / across, (full - top + 0.04) / full, "input", ha="center", va="bottom", size=size)
-    for number, (name, one) in enumerate(explanations.items()):
+    for number, name in enumerate(explanations):
         first, last = axes(1 + 2 * number, 0), axes(2 + 2 * number, len(places) - 1)
         centre = (first[0] + last[0] + last[2]) / 2
         pair = 2 * tile + gap
@@ -112,12 +117,11 @@ def grid_figure(
         for place, text in ((first[0], "all"), (last[0], _SELECTIVE if tile > 0.44 else "motion")):
             figure.text(place + first[2] / 2, under, text, ha="center", va="bottom", size=size)
         bar = figure.add_axes((first[0], (bottom - 0.12) / full, pair / across, 0.06 / full))
-        ends = colour_scale(one.relevance, "symmetric", PERCENTILE)
-        norm = colors.Normalize(*ends)
+        norm = colors.Normalize(*ends[name])
         drawn = figure.colorbar(cm.ScalarMappable(norm, colour_map), cax=bar, orientation="horizontal")
         drawn.outline.set_linewidth(0.3)
         drawn.set_ticks([])
-        top_value = f"{ends[1]:.1e}".replace("e-0", "e-").replace("e+0", "e")
+        top_value = f"{ends[name][1]:.1e}".replace("e-0", "e-").replace("e+0", "e")
         figure.text(centre, (bottom - 0.14) / full, f"±{top_value}".replace("-", "−"), ha="center", va="top", size=size)
     rule = "Colour: relevance; each method ± the 99.5th percentile of its |R|."
     if width == "single":
@@ -145,6 +149,7 @@ def write_grid(
     rows: str = "time",
     width: str = "double",
     cmap: str = "coldnhot",
+    scales: Mapping[str, Scale] | None = None,
 ) -> list[str]:
     """Write grid.png (600 dots per inch), grid.pdf and grid.svg; return their names. Errors as for grid_figure."""
     import matplotlib
@@ -153,7 +158,7 @@ def write_grid(
     # Text is text, in a font that a journal takes (TrueType, not Type 3), and the same figure is the same file.
     settings: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "selrel", "font.family": "DejaVu Sans"}
     with matplotlib.rc_context(settings):
-        figure = grid_figure(explanations, frames, rows=rows, width=width, cmap=cmap)
+        figure = grid_figure(explanations, frames, rows=rows, width=width, cmap=cmap, scales=scales)
         for name in names:
             dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
             with atomic_path(folder / name) as path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from ..errors import InputError
 from .canvas import ACCENT, MUTED, TEXT, Canvas
 from .colormaps import palette
+from .percentiles import percentiles
 
 Pixels = npt.NDArray[np.uint8]
 Scale = tuple[float, float]
@@ -37,20 +39,34 @@ def colour_scale(relevance: npt.NDArray[np.floating], norm: str = "symmetric", p
 
     Raises InputError for another norm.
     """
+    return scale_of_parts(lambda: [np.asarray(relevance)], norm, percentile)
+
+
+def scale_of_parts(
+    parts: Callable[[], Iterable[npt.NDArray[np.floating]]], norm: str = "symmetric", percentile: float = 100.0
+) -> Scale:
+    """Return the ``colour_scale`` of everything in all ``parts()`` together, one of which is in memory at a time."""
     if norm not in NORMS:
         raise InputError(f"relevance norm must be one of {', '.join(NORMS)}, got {norm!r}")
-    values = np.asarray(relevance, np.float64)
-    values = values[values != 0]
-    if not values.size:
+    size = 0
+
+    def values() -> Iterator[npt.NDArray[np.float32]]:
+        nonlocal size
+        size = 0
+        for part in parts():
+            size += part.size
+            held = np.asarray(part, np.float32)
+            nonzero = held[held != 0]
+            yield nonzero if norm == "unaligned" else np.abs(nonzero)
+
+    (low, high), count = percentiles(values, (100.0 - percentile, percentile))
+    if not count:
         return {"symmetric": (-1.0, 1.0), "absolute": (0.0, 1.0), "unaligned": (0.0, 1.0)}[norm]
     if norm == "unaligned":
         # Zeros count at the ends here: (R - min) / (max - min) is over all voxels.
-        full = values.size == np.size(relevance)
-        low, high = (float(np.percentile(values, q)) for q in (100.0 - percentile, percentile))
-        low, high = (low, high) if full else (min(low, 0.0), max(high, 0.0))
+        low, high = (low, high) if count == size else (min(low, 0.0), max(high, 0.0))
         return (low, high) if high > low else (low, low + max(abs(low), 1.0))
-    top = float(np.percentile(np.abs(values), percentile))
-    return (-top if norm == "symmetric" else 0.0, top)
+    return (-high if norm == "symmetric" else 0.0, high)
 
 
 def normalise(

@@ -43,6 +43,8 @@ _OWN_PLACE = {
     "methods",
     "explain_when",
 }
+# Chromium takes addresses of at most 512 MB, and a third is added on the way.
+_LARGEST_EMBEDDED = 1 << 28
 _SHARES = (
     ("motion_mass", "Motion, share of relevance"),
     ("motion_area", "Motion, share of area"),
@@ -137,6 +139,28 @@ def report_html(summary: Mapping[str, Any], media: Mapping[str, bytes]) -> str:
         clips="\n".join(_clip_row(clip, [key for key, _ in shares], stages) for clip in clips),
         settings=_settings(summary),
     )
+
+
+def write_report(path: Path, summary: Mapping[str, Any], media: Mapping[str, bytes], overlay: Path) -> None:
+    """Write ``report_html`` into a file, in pieces: ``overlay``, an mp4, is never in memory as a whole.
+
+    A video too long for browsers to play out of a page stays beside it.
+    """
+    page = report_html(summary, {**media, "overlay": b""})
+    # Quotes of other text are escaped: this stands in the page once.
+    source = 'src="data:video/mp4;base64,'
+    before, _, after = page.partition(source)
+    with path.open("w", encoding="utf-8") as file:
+        file.write(before)
+        if overlay.stat().st_size > _LARGEST_EMBEDDED:
+            file.write(f'src="{overlay.name}')
+        else:
+            file.write(source)
+            with overlay.open("rb") as video:
+                # A multiple of 3 bytes leaves no padding within.
+                while piece := video.read(3 << 18):
+                    file.write(_base64(piece))
+        file.write(after)
 
 
 def _facts(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..class_names import class_name
 from ..clips.video import write_png
 from ..comparison import Versus, cosine, mask_iou
-from ..explanation import ClipExplanations
+from ..explanation import ClipExplanations, ExplainedClip
+from ..spill import StoredArrays, StoredClips
 from .canvas import ACCENT, MUTED, TEXT, Canvas
 from .files import Style
 from .painter import PERCENTILE, Painter, Pixels, Scale, colour_scale
@@ -20,45 +23,44 @@ _MARGIN, _TOP, _GAP, _TILE, _SIDE, _COLUMNS = 20, 84, 4, 122, 240, 8
 
 def write_versus(
     folder: Path,
-    clips: ClipExplanations,
-    other: ClipExplanations,
+    clips: StoredClips | ClipExplanations,
+    other: Iterable[ExplainedClip],
     *,
-    names: tuple[str, str],
+    names: Sequence[str] | None = None,
     title: str,
     style: Style | None = None,
 ) -> dict[str, Any]:
     """Write versus.png and versus.npz into ``folder``, and return what the summary says of them.
 
-    ``clips`` are the explanations of class A and ``other`` those of class B, of the same clips; ``names`` are what the
-    classes are called. The picture shows the clip in which the network was surest of A. The arrays are relevance,
-    motion_relevance, mask and target of B, and ``difference`` and ``motion_difference`` as Versus defines them.
+    ``clips`` are the explanations of class A and ``other`` those of class B, of the same clips, one at a time;
+    ``names`` are what the network's classes are called. The picture shows the clip in which the network was surest of
+    A. The arrays are relevance, motion_relevance, mask and target of B, and ``difference`` and ``motion_difference`` as
+    Versus defines them.
 
     Returns target, target_name, and for every clip start, distance, cosine, motion_cosine and mask_iou (null where not
     defined). Raises as Versus does.
     """
-    pair = Versus(clips.explanation, other.explanation)
-    values = {
-        "distance": pair.distance,
-        "cosine": cosine(pair.first.relevance, pair.second.relevance),
-        "motion_cosine": cosine(pair.first.motion_relevance, pair.second.motion_relevance),
-        "mask_iou": mask_iou(pair.first.mask, pair.second.mask),
-    }
-    shown = int(np.argmax(pair.first.logits[:, pair.first.target[0]]))
-    write_png(
-        folder / "versus.png", versus_image(clips.pixels[shown], pair, shown, names=names, title=title, style=style)
-    )
-    fields = {name: getattr(pair.second, name) for name in ("relevance", "motion_relevance", "mask", "target")}
-    np.savez_compressed(
-        folder / "versus.npz", **fields, difference=pair.difference, motion_difference=pair.motion_difference
-    )
-    return {
-        "target": int(pair.second.target[0]),
-        "target_name": names[1],
-        "clips": [
-            {"start": start, **{name: _number(found[index]) for name, found in values.items()}}
-            for index, start in enumerate(clips.starts)
-        ],
-    }
+    arrays, found, target_name = StoredArrays(folder), [], ""
+    shown = int(np.argmax(clips.logits[:, clips.target[0]]))
+    for index, (clip, against) in enumerate(zip(clips, other, strict=True)):
+        pair = Versus(clip.explanation, against.explanation)
+        values = {
+            "distance": pair.distance,
+            "cosine": cosine(pair.first.relevance, pair.second.relevance),
+            "motion_cosine": cosine(pair.first.motion_relevance, pair.second.motion_relevance),
+            "mask_iou": mask_iou(pair.first.mask, pair.second.mask),
+        }
+        found.append({"start": clip.start, **{name: _number(value[0]) for name, value in values.items()}})
+        fields = {name: getattr(pair.second, name) for name in ("relevance", "motion_relevance", "mask", "target")}
+        arrays.append({**fields, "difference": pair.difference, "motion_difference": pair.motion_difference})
+        if index == shown:
+            first, second = (class_name(int(one.target[0]), names) for one in (pair.first, pair.second))
+            assert pair.first.frames is not None
+            picture = versus_image(pair.first.frames[0], pair, 0, names=(first, second), title=title, style=style)
+            write_png(folder / "versus.png", picture)
+            target, target_name = int(pair.second.target[0]), second
+    arrays.save(folder / "versus.npz")
+    return {"target": target, "target_name": target_name, "clips": found}
 
 
 def versus_image(

@@ -120,13 +120,20 @@ _NOT_ON_A_DEVICE = {"selrel_deploy.parity.zennit_reference", "selrel_deploy.runn
 DEVICE_PATH = [
     *("selrel_kernels", "selrel_kernels.lazy"),
     *("selrel_zennit", "selrel_zennit.class_names", "selrel_zennit.errors", "selrel_zennit.explanation"),
-    *("selrel_zennit.files", "selrel_zennit.text", "selrel_zennit.attribution.table"),
+    *(
+        "selrel_zennit.files",
+        "selrel_zennit.text",
+        "selrel_zennit.loop",
+        "selrel_zennit.progress",
+        "selrel_zennit.spill",
+    ),
+    "selrel_zennit.attribution.table",
     *("selrel_zennit.calibration.stills", "selrel_zennit.selection.presets"),
     *("selrel_zennit.cli", "selrel_zennit.cli.listing", "selrel_zennit.cli.options", "selrel_zennit.cli.reporting"),
     *("selrel_deploy", "selrel_deploy.artifact", "selrel_deploy.artifact.format", "selrel_deploy.precisions"),
     *(f"selrel_deploy.bench.{name}" for name in ("conditions", "device", "report", "rows", "table", "timing")),
     *("selrel_deploy.bench.windows", "selrel_deploy.cli", "selrel_deploy.cli.bench", "selrel_deploy.cli.parity"),
-    *("selrel_deploy.cli.run", "selrel_deploy.cli.runner_options", "selrel_deploy.video_run"),
+    *("selrel_deploy.cli.run", "selrel_deploy.cli.runner_options"),
     *(name for name in SOURCES if name.startswith(tuple(f"{room}." for room in _DEVICE_ROOMS))),
 ]
 DEVICE_PATH = [name for name in DEVICE_PATH if name not in _NOT_ON_A_DEVICE]

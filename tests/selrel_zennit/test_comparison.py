@@ -89,7 +89,7 @@ def written(model, tmp_path_factory):
         for target in (1, 4)
     ]
     folder = tmp_path_factory.mktemp("versus")
-    entry = write_versus(folder, *sides, names=("one", "four"), title="gradient")
+    entry = write_versus(folder, *sides, names=["zero", "one", "two", "three", "four"], title="gradient")
     return folder, entry, sides
 
 

@@ -7,7 +7,6 @@ import sys
 import click
 
 from selrel_zennit.cli.options import json_option, write_json
-from selrel_zennit.cli.reporting import progress
 from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.errors import InputError
 from selrel_zennit.files import check_writable
@@ -73,7 +72,7 @@ def parity(
     with open_named(artifact, runner, provider, threads, **settings_of(runner_settings), **checks) as run:
         read: Artifact = run.artifact  # type: ignore[attr-defined]
         if against == "golden":
-            certificate, names = certify_golden(run, read, progress), None
+            certificate, names = certify_golden(run, read, progress=True), None
         else:
             certificate, names = _against_zennit(run, read, paths, model, weights)
         figures = {
@@ -142,7 +141,5 @@ def _against_zennit(
         reference = zennit_reference(attributor, artifact)
         batch = artifact.clip_shape[0]
         network = bare_network(attributor, artifact)
-        certificate = certify(
-            run, reference, clips, artifact.selection, batch=batch, network=network, progress=progress
-        )
+        certificate = certify(run, reference, clips, artifact.selection, batch=batch, network=network, progress=True)
     return certificate, names

@@ -15,7 +15,6 @@ from selrel_zennit.cli.reporting import (
     OPTIONAL_FILES,
     print_notes,
     print_summary,
-    progress,
     remove_stale,
     weights_doubt,
 )
@@ -23,14 +22,16 @@ from selrel_zennit.clips.cutting import frozen_frame
 from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.errors import InputError
 from selrel_zennit.files import check_writable, staged_folder
+from selrel_zennit.loop import TOP, ClipStream, Condition, explain_clips
 from selrel_zennit.outputs.colormaps import palette
 from selrel_zennit.outputs.files import Style, top_classes, versions, write_outputs
 from selrel_zennit.selection.presets import preset_of
+from selrel_zennit.spill import StoredClips
 from selrel_zennit.synthetic import demo_frames
 
 from ..artifact.format import Artifact
 from ..runners import Runner
-from ..video_run import TOP, Condition, VideoRun, run_video
+from ..runners.explainer import RunnerExplainer
 from .runner_options import open_named, runner_options, settings_of
 
 
@@ -95,29 +96,28 @@ def run(
         index = class_index(target, read.num_classes, names)
         if when is not None and index == TOP:
             index = when.target
-        done = run_video(
-            opened,
+        stream = explain_clips(
             video if video is not None else demo_frames(),
-            _spec(read),
+            RunnerExplainer(opened, _spec(read), read.info),
             index,
             start=start,
             all_clips=all_clips,
             frozen=not no_frozen,
             when=when,
-            info=read.info,
-            progress=progress if all_clips else iter,
+            progress=all_clips,
         )
+        clips = StoredClips.of(stream, folder)
         settings = _settings(read, opened, video)
-        additions = {} if when is None else {"explain_when": _watched(when, done, names)}
+        additions = {} if when is None else {"explain_when": _watched(when, stream, names)}
         doubt = weights_doubt(settings["model"], video, str(read.info.get("weights")), "export another")
         warnings = [text for text in (read.info.get("warning"), doubt) if text]
-        if done.explained is None:
-            summary = _nothing(done, settings, names, warnings, read.clip_shape[2]) | additions
+        if not len(clips):
+            summary = _nothing(stream, settings, names, warnings, read.clip_shape[2]) | additions
             (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", "utf-8")
         else:
             summary = write_outputs(
                 folder,
-                done.explained,
+                clips,
                 settings=settings,
                 class_names=names,
                 style=Style(cmap, level, relevance_norm),
@@ -128,12 +128,12 @@ def run(
     written = ARRAYS if no_pictures else FILES
     remove_stale(out, keep=written, files=FILES + OPTIONAL_FILES)
     write_json(json_path, summary)
-    if done.explained is not None:
+    if len(clips):
         print_summary(summary, out, figures=json_path != "-", files=written)
         return
     remove_stale(out, keep=["summary.json"], files=FILES + OPTIONAL_FILES)
     if json_path != "-":
-        print(f"no clip explained: {_highest(done, additions['explain_when'])}; wrote summary.json to {out}")
+        print(f"no clip explained: {_highest(stream, additions['explain_when'])}; wrote summary.json to {out}")
     print_notes(summary)
 
 
@@ -200,16 +200,16 @@ def _settings(artifact: Artifact, runner: Runner, video: str | None) -> dict[str
     }
 
 
-def _watched(when: Condition, done: VideoRun, names: list[str] | None) -> dict[str, Any]:
+def _watched(when: Condition, stream: ClipStream, names: list[str] | None) -> dict[str, Any]:
     return {
         "class": "any" if when.target == TOP else class_name(when.target, names),
         "probability": when.probability,
-        "clips": [{"start": one.start, "probability": one.probability, "explained": one.met} for one in done.seen],
+        "clips": [{"start": one.start, "probability": one.probability, "explained": one.met} for one in stream.seen],
     }
 
 
 def _nothing(
-    done: VideoRun, settings: dict[str, Any], names: list[str] | None, warnings: list[str], frames: int
+    stream: ClipStream, settings: dict[str, Any], names: list[str] | None, warnings: list[str], frames: int
 ) -> dict[str, Any]:
     """Return the summary where no clip was explained: the same entries, the target's without a value."""
     import numpy as np
@@ -219,18 +219,18 @@ def _nothing(
         "target": None,
         "target_name": None,
         "target_probability": None,
-        "top5": top_classes(np.concatenate([one.logits for one in done.seen]), names),
+        "top5": top_classes(np.concatenate([one.logits for one in stream.seen]), names),
         "clips": [],
         "frozen": {"frame": frozen_frame(frames)},
         "info": {},
-        "notes": list(dict.fromkeys(done.notes)),
+        "notes": list(dict.fromkeys(stream.notes)),
         "warnings": warnings,
         "versions": versions(),
         "overlay": None,
     }
 
 
-def _highest(done: VideoRun, watched: dict[str, Any]) -> str:
-    best = max(done.seen, key=lambda one: one.probability)
+def _highest(stream: ClipStream, watched: dict[str, Any]) -> str:
+    best = max(stream.seen, key=lambda one: one.probability)
     which = "a class" if watched["class"] == "any" else watched["class"]
     return f"{which} reaches {best.probability:.1%} at most (frame {best.start}), of {watched['probability']:.1%}"

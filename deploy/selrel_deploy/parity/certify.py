@@ -7,7 +7,7 @@ map of a wrong class. NumPy alone, so that a device can certify itself against t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from selrel_zennit.errors import InputError
 from selrel_zennit.explanation import Explanation
+from selrel_zennit.progress import Progress, watched
 
 from ..artifact.format import OUTPUTS, Artifact
 from ..runners.base import OutputError
@@ -37,7 +38,6 @@ from .measures import cosine, distance, frozen, is_noise, motion_margin, ranks
 
 Array = npt.NDArray[Any]
 Explain = Callable[[Array, Any], Explanation]
-Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 def certify(
@@ -49,7 +49,7 @@ def certify(
     batch: int = 1,
     network: Callable[[Array], Array] | None = None,
     stills: Array | None = None,
-    progress: Progress = iter,
+    progress: Progress = False,
 ) -> Certificate:
     """Compare a runner with a reference, each clip for the top class, the runner-up and the last class.
 
@@ -58,7 +58,7 @@ def certify(
     Runner, ``golden_reference``, ``zennit_reference``. ``selection`` holds the settings of the motion selection, as in
     the artifact. ``network`` returns the logits [batch,K] of the bare network for such clips: the runner's are compared
     with them too, in a row of their own. ``stills`` are the clips frozen, by default to their middle frame.
-    ``progress`` wraps the loop over clips.
+    ``progress`` shows how far it is.
 
     The grade is that of the worst clip and target. It rests on the norm-relative error of relevance as a share of both
     yardsticks (GRADES), on the logits' own error, on the masks (LEAST_IOU outside the BAND), and fails where another
@@ -72,12 +72,12 @@ def certify(
     if all(is_noise(clip) for clip in clips):
         raise InputError("the clips are noise, on which wrong explanations look right: give real or synthetic videos")
     found = _Findings(selection, network, stills)
-    for first in progress(range(0, len(clips), batch)):
+    for first in watched(range(0, len(clips), batch), progress):
         found.add(run, reference, clips[first : first + batch], first)
     return found.certificate()
 
 
-def certify_golden(run: Explain, artifact: Artifact, progress: Progress = iter) -> Certificate:
+def certify_golden(run: Explain, artifact: Artifact, progress: Progress = False) -> Certificate:
     """Compare a runner with the golden cases of its artifact; needs no torch."""
     golden = artifact.golden()
     # Artifacts of earlier versions froze to the first frame; each holds its own.

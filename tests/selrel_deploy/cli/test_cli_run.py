@@ -13,9 +13,10 @@ from helpers import slow_but
 from networks import small_c3d
 from selrel_deploy import open_runner
 from selrel_deploy.runners.base import Runner
-from selrel_deploy.video_run import Condition, run_video
+from selrel_deploy.runners.explainer import RunnerExplainer
 from selrel_zennit.cli import main
 from selrel_zennit.clips.video import write_png
+from selrel_zennit.loop import Condition, explain_clips
 from videos import encode
 
 from ..conftest import FRAME_SIZE, NAMES
@@ -175,11 +176,12 @@ def test_a_split_artifact_pays_for_the_explanations_it_gives(artifacts, video, m
         monkeypatch.setattr(Runner, name, counted)
     spec = small_c3d().spec
     with open_runner(artifacts["split"]) as runner:
-        done = run_video(runner, video, spec, 0, all_clips=True, frozen=False, when=Condition(0, 1.0))
-        assert done.explained is None
+        explainer = RunnerExplainer(runner, spec)
+        unmet = explain_clips(video, explainer, 0, all_clips=True, frozen=False, when=Condition(0, 1.0))
+        assert list(unmet) == []
         assert counts == {"forward": 3, "explain": 0}
-        done = run_video(runner, video, spec, 0, all_clips=True, frozen=False, when=Condition(0, 0.0))
-        assert len(done.explained.starts) == 3
+        met = explain_clips(video, explainer, 0, all_clips=True, frozen=False, when=Condition(0, 0.0))
+        assert len(list(met)) == 3
         assert counts == {"forward": 6, "explain": 3}
 
 
