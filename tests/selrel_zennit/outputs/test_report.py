@@ -2,6 +2,9 @@
 
 from html.parser import HTMLParser
 
+import numpy as np
+
+from selrel_zennit.outputs import report
 from selrel_zennit.outputs.report import report_html
 
 SUMMARY = {
@@ -146,3 +149,18 @@ def test_calibrated_report_has_its_own_caveat():
     html = report_html({**SUMMARY, "preset": "calibrated"}, MEDIA)
     assert "stand still" in html
     assert "n·σ is relative" not in html
+
+
+def test_a_report_written_in_pieces_is_the_page_and_a_long_overlay_stays_beside_it(tmp_path, monkeypatch):
+    overlay = np.random.default_rng(0).bytes((3 << 18) + 5)
+    (tmp_path / "overlay.mp4").write_bytes(overlay)
+    media = {**MEDIA, "overlay": overlay}
+    report.write_report(tmp_path / "report.html", SUMMARY, MEDIA, tmp_path / "overlay.mp4")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page == report_html(SUMMARY, media)
+    monkeypatch.setattr(report, "_LARGEST_EMBEDDED", len(overlay) - 1)
+    report.write_report(tmp_path / "report.html", SUMMARY, MEDIA, tmp_path / "overlay.mp4")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<video controls autoplay loop muted playsinline" in page
+    assert 'src="overlay.mp4"' in page
+    assert "video/mp4" not in page
