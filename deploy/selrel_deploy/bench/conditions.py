@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ PACKAGES = (
 NOISY = 0.05
 
 
-def machine() -> dict[str, Any]:
+def machine(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     """Return processor, cores, memory, system, versions and time. No host name, no user, no path."""
     return {
         "processor": processor(),
@@ -41,7 +41,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": _kilobytes("/proc/meminfo", "MemTotal"),
         "system": f"{platform.system()} {platform.machine()}",
         "huge_pages": huge_pages(),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
