@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -24,6 +24,56 @@ aten = torch.ops.aten
 without_code = _use_lazy_graph_module(True)
 
 CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+
+
+class Convolution(NamedTuple):
+    """The arguments of a convolution's node, under their names; weight and bias may be constants or computed."""
+
+    input: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
+    groups: int
+
+    @classmethod
+    def of(cls, node: Any) -> Convolution | None:
+        """Return the view of a node; None where it is no convolution."""
+        if not isinstance(node, fx.Node) or node.target != CONVOLUTIONS[0]:
+            return None
+        arguments: Any = node.args
+        return cls(*arguments)
+
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """All but input, weight and bias, in their order."""
+        return tuple(self[3:])
+
+    def for_each_axis(self) -> tuple[list[int], list[int], list[int]]:
+        """Return stride, padding and dilation, one number for each axis."""
+        n = self.weight.meta["val"].ndim - 2
+        stride, padding, dilation = (
+            list(given) * n if len(given) == 1 else list(given) for given in (self.stride, self.padding, self.dilation)
+        )
+        return stride, padding, dilation
+
+    def constant_weight(self, graph: fx.GraphModule) -> torch.Tensor:
+        """Return the weight, which must be a constant of the graph."""
+        return get_constant(graph, str(self.weight.target))
+
+    def constant_bias(self, graph: fx.GraphModule) -> torch.Tensor | None:
+        """Return the bias, which must be none or a constant of the graph."""
+        return None if self.bias is None else get_constant(graph, str(self.bias.target))
+
+
+def viewed(node: fx.Node) -> Convolution:
+    """Return the view of a node that is a convolution."""
+    view = Convolution.of(node)
+    assert view is not None
+    return view
 
 
 def retrace(graph: fx.GraphModule, rules: Mapping[Any, Callable[..., Any]] | None = None) -> fx.GraphModule:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..rewriting import add_constant, aten, call, count_convolutions, finish, get_constant
+from ..rewriting import Convolution, add_constant, aten, call, count_convolutions, finish, get_constant, viewed
 
 # Up to this many output channels cost as much as one: the width of a vector.
 _MOST_JOINED = 16
@@ -62,47 +62,40 @@ def convolutions(graph: fx.GraphModule, biased: bool = False) -> list[fx.Node]:
     return [
         node
         for node in graph.graph.find_nodes(op="call_function", target=aten.convolution.default)
-        if _is_plain(node, biased) and node.args[0].op != "get_attr"
+        if _is_plain(node, biased) and viewed(node).input.op != "get_attr"
     ]
 
 
 def _is_plain(value: Any, biased: bool = False) -> bool:
     """Say whether this is an ordinary convolution, its weight (and where that is allowed, its bias) a constant."""
-    if not isinstance(value, fx.Node) or value.target != aten.convolution.default:
+    view = Convolution.of(value)
+    if view is None:
         return False
-    weight: Any = value.args[1]
-    bias: Any = value.args[2]
-    known = bias is None or (biased and bias.op == "get_attr")
-    return weight.op == "get_attr" and known and not value.args[6]
-
-
-def arguments(node: fx.Node) -> list[Any]:
-    """Return the arguments of a convolution: its stride, padding and dilation one number for each axis."""
-    args: Any = node.args
-    n = node.meta["val"].ndim - 2
-    return [*args[:3], *(list(given) * n if len(given) == 1 else list(given) for given in args[3:6]), *args[6:]]
+    known = view.bias is None or (biased and view.bias.op == "get_attr")
+    return view.weight.op == "get_attr" and known and not view.transposed
 
 
 def _replace(graph: fx.GraphModule, node: fx.Node, like: fx.Node, weight: torch.Tensor) -> None:
     """Put a convolution like another, with another weight, in the place of a node."""
+    view = viewed(like)
     with graph.graph.inserting_before(node):
-        kernel = add_constant(graph, weight.to(get_constant(graph, str(like.args[1].target)).dtype))  # type: ignore[union-attr]
-        made = call(graph.graph, aten.convolution.default, like.args[0], kernel, *like.args[2:])
+        kernel = add_constant(graph, weight.to(view.constant_weight(graph).dtype))
+        made = call(graph.graph, aten.convolution.default, *view._replace(weight=kernel))
     made.meta["custom"] = like.meta.get("custom", {})
     node.replace_all_uses_with(made)
 
 
 def _weight(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-    return get_constant(graph, str(node.args[1].target)).double()  # type: ignore[union-attr]
+    return viewed(node).constant_weight(graph).double()
 
 
 def _share_without_bias(graph: fx.GraphModule) -> None:
     """Take a convolution with a bias from the same one without, where relevance asks for that: it drops biases."""
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
-    plain = {(node.args[0], str(node.args[1:])): node for node in convolutions(graph)}
+    plain = {(view.input, str(view[1:])): node for node in convolutions(graph) for view in (viewed(node),)}
     for node in list(graph.graph.find_nodes(op="call_function", target=aten.convolution.default)):
-        value, weight, bias, *rest = node.args
-        twin = plain.get((value, str((weight, None, *rest))))
+        view = viewed(node)
+        bias, twin = view.bias, plain.get((view.input, str(view._replace(bias=None)[1:])))
         if bias is None or twin is None:
             continue
         if order[node] < order[twin]:
@@ -159,7 +152,7 @@ def _leads_to_convolution(value: Any) -> bool:
 def _sum_weights(graph: fx.GraphModule, node: fx.Node) -> None:
     """Σ over channels of conv(x, W) is conv(x, ΣW)."""
     product: Any = node.args[0]
-    if not is_channel_sum(node) or not _is_plain(product) or len(product.users) > 1 or product.args[8] != 1:
+    if not is_channel_sum(node) or not _is_plain(product) or len(product.users) > 1 or viewed(product).groups != 1:
         return
     with graph.graph.inserting_before(node):
         whole = call(graph.graph, aten.squeeze.dims, product, [1])
@@ -174,21 +167,23 @@ def unroll(graph: fx.GraphModule, node: fx.Node, most: int) -> bool:
 
     The convolution pads nothing along that axis: padded where its kernel is one wide, torch's takes four times as long.
     """
-    value, kernel, _, stride, padding, dilation, *rest = arguments(node)
-    weight = get_constant(graph, str(kernel.target))
+    view = viewed(node)
+    stride, padding, dilation = view.for_each_axis()
+    weight = view.constant_weight(graph)
     n = weight.ndim - 2
     axis = next((axis for axis in range(2, n + 2) if weight.shape[axis] > 1), None)
-    if axis is None or rest[2] != 1 or stride[axis - 2] != 1 or dilation[axis - 2] != 1:
+    if axis is None or view.groups != 1 or stride[axis - 2] != 1 or dilation[axis - 2] != 1:
         return False
     places, outputs = weight.shape[axis], len(weight)
     if places * outputs > most:
         return False
-    length, total = value.meta["val"].shape[axis], node.meta["val"].shape[axis]
+    length, total = view.input.meta["val"].shape[axis], node.meta["val"].shape[axis]
     before, padding[axis - 2] = padding[axis - 2], 0
     cut = torch.cat(torch.split(weight, 1, axis))
     with graph.graph.inserting_before(node):
-        changed = (stride, padding, dilation, *rest)
-        terms = call(graph.graph, aten.convolution.default, value, add_constant(graph, cut), None, *changed)
+        changed = view._replace(weight=add_constant(graph, cut), bias=None)
+        changed = changed._replace(stride=stride, padding=padding, dilation=dilation)
+        terms = call(graph.graph, aten.convolution.default, *changed)
         terms.meta["custom"] = node.meta.get("custom", {})
         whole: Any = None
         for place in range(places):
@@ -259,14 +254,15 @@ def _add_weights(graph: fx.GraphModule, node: fx.Node) -> None:
 
 def _key(node: fx.Node) -> Any:
     """Return what two convolutions must share to be one: the input, the geometry, the size of the kernel."""
-    return (node.args[0], str(node.args[3:]), node.args[1].meta["val"].shape[2:])  # type: ignore[union-attr]
+    view = viewed(node)
+    return (view.input, str(view.geometry), view.weight.meta["val"].shape[2:])
 
 
 def siblings(nodes: Iterable[fx.Node], most: int) -> list[list[fx.Node]]:
     """Return those that could be one, of at most ``most`` output channels."""
     found: dict[Any, list[fx.Node]] = {}
     for node in nodes:
-        if node.args[8] == 1:
+        if viewed(node).groups == 1:
             found.setdefault(_key(node), []).append(node)
     return [
         group for group in found.values()
@@ -277,8 +273,9 @@ def siblings(nodes: Iterable[fx.Node], most: int) -> list[list[fx.Node]]:
 def join(graph: fx.GraphModule, group: list[fx.Node]) -> None:
     """Compute convolutions of the same input at once, and cut their channels apart."""
     first = group[0]
-    weights = [get_constant(graph, str(node.args[1].target)) for node in group]  # type: ignore[union-attr]
-    biases = [get_constant(graph, str(bias.target)) if (bias := node.args[2]) else None for node in group]  # type: ignore[union-attr]
+    views = [viewed(node) for node in group]
+    weights = [view.constant_weight(graph) for view in views]
+    biases = [view.constant_bias(graph) for view in views]
     with graph.graph.inserting_before(first):
         kernel = add_constant(graph, torch.cat(weights))
         bias = None
@@ -286,7 +283,7 @@ def join(graph: fx.GraphModule, group: list[fx.Node]) -> None:
             pairs = zip(weights, biases, strict=True)
             parts = [weight.new_zeros(len(weight)) if given is None else given for weight, given in pairs]
             bias = add_constant(graph, torch.cat(parts))
-        joined = call(graph.graph, aten.convolution.default, first.args[0], kernel, bias, *first.args[3:])
+        joined = call(graph.graph, aten.convolution.default, *views[0]._replace(weight=kernel, bias=bias))
         joined.meta["custom"] = first.meta.get("custom", {})
         pieces = call(graph.graph, aten.split_with_sizes.default, joined, [len(weight) for weight in weights], 1)
         for number, node in enumerate(group):

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from selrel_zennit.errors import InputError
 
-from ..rewriting import aten, copied, finish
+from ..rewriting import Convolution, aten, copied, finish
 from .precision import PRODUCTS, quantized
 
 # oneDNN's kernels have the channels last.
@@ -83,7 +83,8 @@ def with_kernels(graph: fx.GraphModule) -> fx.GraphModule:
         raise InputError("this torch has no int8 convolutions (it was built without oneDNN): use another precision")
     made = copied(graph)
     for node in list(made.graph.nodes):
-        if node.target == aten.convolution.default and _is(node.args[1], quantized.dequantize_per_channel.default):
+        view = Convolution.of(node)
+        if view is not None and _is(view.weight, quantized.dequantize_per_channel.default):
             _fuse(made.graph, node)
         elif widen and node.target in PRODUCTS and node.meta["dtype"] == torch.float16:
             _widen(made.graph, node)

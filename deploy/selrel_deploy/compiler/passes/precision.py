@@ -18,7 +18,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  (registers torch
 from selrel_zennit.errors import InputError
 
 from ...precisions import split_precision
-from ..rewriting import add_constant, aten, call, finish, get_constant, module_of
+from ..rewriting import Convolution, add_constant, aten, call, finish, get_constant, module_of
 from .max_pools import FIRST_MAXIMA
 from .signs import Sign, find_signs
 
@@ -149,10 +149,11 @@ def _reaches(start: Any, wanted: set[fx.Node], step: Any) -> bool:
 
 def _is_positive(node: fx.Node, signs: dict[fx.Node, Sign]) -> bool:
     """Say whether a product is an ordinary convolution whose terms all have one sign."""
-    if node.target != aten.convolution.default or node.args[6]:
+    view = Convolution.of(node)
+    if view is None or view.transposed:
         return False
     one_sign = (Sign.POSITIVE, Sign.NEGATIVE)
-    return signs[node.args[0]] in one_sign and signs[node.args[1]] in one_sign  # type: ignore[index]
+    return signs[view.input] in one_sign and signs[view.weight] in one_sign
 
 
 def _cast(graph: fx.GraphModule, node: fx.Node, dtype: torch.dtype, scaled: bool, cache: dict[Any, fx.Node]) -> None:
@@ -247,9 +248,10 @@ def quantised_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _why_not(inner: list[fx.Node], signs: dict[fx.Node, Sign]) -> str:
     for node in inner:
-        if node.target == aten.convolution.default:
-            which = "its values" if signs[node.args[0]] == Sign.ANY else "its weights"  # type: ignore[index]
-            why = "it goes backward with a stride" if node.args[6] else f"{which} may have both signs"
+        view = Convolution.of(node)
+        if view is not None:
+            which = "its values" if signs[view.input] == Sign.ANY else "its weights"
+            why = "it goes backward with a stride" if view.transposed else f"{which} may have both signs"
             where = module_of(node) or "unknown"
             return f"int8 needs relevance that cannot cancel, and no convolution's is such: in or after {where}, {why}"
     return "int8 is for convolutions of relevance between the first and the last, and there are none"

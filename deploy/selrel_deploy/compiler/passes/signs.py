@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..rewriting import aten, finish, get_constant
+from ..rewriting import Convolution, aten, finish, get_constant
 from .max_pools import FIRST_MAXIMA
 
 
@@ -84,8 +84,9 @@ def _replacement(graph: fx.Graph, node: fx.Node, signs: Signs) -> fx.Node | None
     if node.target in (aten.convolution.default, aten.linear.default) and _of_argument(_bias(node), signs) == Sign.ZERO:
         if _bias(node) is not None:
             return graph.call_function(node.target, (*node.args[:2], None, *node.args[3:]))
-    elif node.target == aten.convolution.default and signs[node.args[0]] == Sign.ZERO:  # type: ignore[index]
-        bias: Any = node.args[2]
+    elif (view := Convolution.of(node)) is not None and signs[view.input] == Sign.ZERO:
+        bias = view.bias
+        assert bias is not None  # a product of nothing without one is nothing, above
         column = graph.call_function(aten.reshape.default, (bias, [1, -1] + [1] * (value.ndim - 2)))
         column.meta["val"] = value.new_empty([1, value.shape[1]] + [1] * (value.ndim - 2))
         signs[column] = signs[bias]
