@@ -32,6 +32,7 @@ from selrel_zennit.evaluate import evaluate, read_dataset
 from selrel_zennit.evaluate.measures import ANSWERS
 from selrel_zennit.evaluate.tables import Table
 from selrel_zennit.training import RECIPES, train
+from selrel_zennit.training.loop import BEST, LOG
 
 RESULTS = Path(__file__).parent / "results" / "real_video.json"
 METHODS = ("dtd", "gradcam", "guided_backprop", "guided_gradcam", "motion_lrp:reference=middle", "random")
@@ -47,15 +48,13 @@ SETS: dict[str, dict[str, Any]] = {
 def network(name: str, data: Any, work: Path) -> tuple[Any, dict[str, float]]:
     """Return the network of a set, trained where there is none, and what its log says."""
     chosen, folder = SETS[name], work / name
-    if not (folder / "training.json").exists() or "frozen accuracy" not in json.loads(
-        (folder / "training.json").read_text()
-    ):
+    if not (folder / BEST).exists():
         spec = ClipSpec(stride=chosen["stride"], short_side=80, crop=72)
         recipe = replace(RECIPES["small"], epochs=chosen["epochs"], flip=chosen["flip"])
         train(data, folder, recipe=recipe, spec=spec)
-    log = json.loads((folder / "training.json").read_text())
-    said = {"minutes": log["epochs"][-1]["minutes"], "epochs": len(log["epochs"])}
-    return sr.load_model("small3d", folder / "best.safetensors"), said
+    epochs = json.loads((folder / LOG).read_text())["epochs"]
+    said = {"minutes": epochs[-1]["minutes"], "epochs": len(epochs)}
+    return sr.load_model("small3d", folder / BEST), said
 
 
 def by_class(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -109,6 +109,7 @@ def explain(
     cmap: str,
     level: float,
     relevance_norm: str,
+    theme: str,
     json_path: str | None,
     **model_settings: Any,
 ) -> None:
@@ -147,7 +148,7 @@ def explain(
             progress=all_clips,
         )
         clips = StoredClips.of(stream, folder)
-        style = Style(cmap, level, relevance_norm)
+        style = Style(cmap, level, relevance_norm, theme)
         additions: dict[str, Any] = {}
         if versus is not None:
             explainer = ModelExplainer(model, attributor, selection=selection)

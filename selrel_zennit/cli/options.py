@@ -65,7 +65,7 @@ def model_options(command: F) -> F:
 
 
 def style_options(command: F) -> F:
-    """Add --cmap, --level and --relevance-norm, the fields of ``Style``."""
+    """Add --cmap, --level, --relevance-norm and --theme, the fields of ``Style``."""
     for option in reversed(
         (
             click.option(
@@ -84,6 +84,13 @@ def style_options(command: F) -> F:
                 default="symmetric",
                 show_default=True,
                 help="How relevance is scaled to colours.",
+            ),
+            click.option(
+                "--theme",
+                type=click.Choice(["dark", "light"]),
+                default="dark",
+                show_default=True,
+                help="Background of pictures and film.",
             ),
         )
     ):

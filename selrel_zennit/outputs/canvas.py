@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import InputError
+
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
@@ -18,6 +20,21 @@ SURFACE: Colour = (38, 42, 51)
 TEXT: Colour = (238, 240, 244)
 MUTED: Colour = (158, 164, 176)
 ACCENT: Colour = (255, 178, 62)
+SERIES: Colour = (148, 178, 232)
+
+# Colours are named by what they are for; a theme says what each of them is. The ones above are those of "dark".
+# "light" keeps to 4.5:1 on white for everything that is text.
+THEMES: dict[str, dict[Colour, Colour]] = {
+    "dark": {},
+    "light": {
+        BACKGROUND: (255, 255, 255),
+        SURFACE: (232, 235, 240),
+        TEXT: (24, 28, 36),
+        MUTED: (92, 98, 110),
+        ACCENT: (168, 84, 0),
+        SERIES: (40, 86, 168),
+    },
+}
 
 # OpenCV 5 brings outline fonts that know Unicode; OpenCV 4 has the Hershey strokes, ASCII alone.
 _FONT_FACE: Any = getattr(cv2, "FontFace", None)
@@ -35,16 +52,26 @@ def plain_ascii(text: str) -> str:
 
 
 class Canvas:
-    """A picture to draw on: ``pixels`` uint8 [h,w,3] RGB. Positions are (x, y) in pixels from the top left."""
+    """A picture to draw on: ``pixels`` uint8 [h,w,3] RGB. Positions are (x, y) in pixels from the top left.
 
-    def __init__(self, height: int, width: int) -> None:
-        self.pixels: Pixels = np.full((height, width, 3), BACKGROUND, np.uint8)
+    ``theme`` is a name of THEMES; colours are given as those of "dark". Raises InputError for another name.
+    """
+
+    def __init__(self, height: int, width: int, theme: str = "dark") -> None:
+        if theme not in THEMES:
+            raise InputError(f"no theme named {theme!r}; there are: {', '.join(THEMES)}")
+        self.theme = THEMES[theme]
+        self.pixels: Pixels = np.full((height, width, 3), self.themed(BACKGROUND), np.uint8)
+
+    def themed(self, colour: Colour) -> Colour:
+        """Return what a colour is in this canvas's theme."""
+        return self.theme.get(colour, colour)
 
     @classmethod
     def copy_of(cls, other: Canvas) -> Canvas:
         """Return a canvas with the same picture, to draw on without touching the other."""
         new = cls.__new__(cls)
-        new.pixels = other.pixels.copy()
+        new.pixels, new.theme = other.pixels.copy(), other.theme
         return new
 
     def paste(self, picture: Pixels, x: int, y: int) -> None:
@@ -53,10 +80,11 @@ class Canvas:
 
     def fill(self, x: int, y: int, width: int, height: int, colour: Colour) -> None:
         """Fill a rectangle; one of no size draws nothing."""
-        self.pixels[y : y + max(height, 0), x : x + max(width, 0)] = colour
+        self.pixels[y : y + max(height, 0), x : x + max(width, 0)] = self.themed(colour)
 
     def line(self, points: Sequence[tuple[float, float]], colour: Colour, thickness: int = 1) -> None:
         """Draw a smooth line through ``points``; a single point becomes a dot."""
+        colour = self.themed(colour)
         scaled = [np.rint(np.asarray(point) * 16).astype(np.int32) for point in points]
         if len(scaled) == 1:
             cv2.circle(self.pixels, scaled[0].tolist(), 3 * 16, colour, -1, cv2.LINE_AA, 4)
@@ -76,7 +104,7 @@ class Canvas:
         width: int | None = None,
     ) -> int:
         """Write one line with its baseline at y; return its width. Longer than ``width``: cut, with three dots."""
-        text = " ".join(text.split())
+        text, colour = " ".join(text.split()), self.themed(colour)
         if width is not None and text_width(text, size, bold) > width:
             while text and text_width(text + "...", size, bold) > width:
                 text = text[:-1]

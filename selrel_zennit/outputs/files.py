@@ -35,11 +35,12 @@ _PACKAGES = ("selrel-zennit", "torch", "zennit", "onnxruntime", "openvino", "num
 
 @dataclass(frozen=True)
 class Style:
-    """How relevance becomes colour, by Zennit's names: colour map, level, norm."""
+    """How relevance becomes colour, by Zennit's names: colour map, level, norm; and the theme, dark or light."""
 
     cmap: str = render.DEFAULT_COLORMAP
     level: float = 1.0
     relevance_norm: str = "symmetric"
+    theme: str = "dark"
 
 
 def write_outputs(
@@ -241,6 +242,7 @@ def _draw(draw: Any, clips: StoredClips, index: int, summary: dict[str, Any], st
         cmap=style.cmap,
         level=style.level,
         relevance_norm=style.relevance_norm,
+        theme=style.theme,
         scale=scale,
         split=None if explanation.split is None else _drawn_split(explanation.split),
     )

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .canvas import ACCENT, MUTED, SURFACE, TEXT, Canvas, Colour
+from .canvas import ACCENT, MUTED, SERIES, SURFACE, TEXT, Canvas
 from .painter import PERCENTILE, Painter, Parts, Pixels, Scale, Split
 
 DEFAULT_COLORMAP = "coldnhot"
 
 _MARGIN = 20
 _GAP = 10
-_RELEVANCE: Colour = (148, 178, 232)
 _CAPTIONS = ("Input", "Relevance", "Motion relevance")
 _SPLIT_CAPTIONS = ("Input", "Static part", "Motion part", "Motion relevance")
 
@@ -32,6 +31,7 @@ def overlay_frames(
     cmap: str = DEFAULT_COLORMAP,
     level: float = 1.0,
     relevance_norm: str = "symmetric",
+    theme: str = "dark",
     scale: Scale | None = None,
     percentile: float = PERCENTILE,
     split: Split | None = None,
@@ -47,14 +47,14 @@ def overlay_frames(
     the colour map (``colour_scale``), one for all frames and both maps; by default this clip's own at ``percentile``.
     Give it when several clips make one video. ``side`` is the longer side of a panel in pixels. Returns uint8
     [T,h,w,3] RGB, h and w even.
-    Raises InputError for an unknown colour map or norm, or maps of another shape than the pixels.
+    Raises InputError for an unknown colour map, norm or theme (``canvas.THEMES``), or maps of another shape.
     """
     paint = Painter(pixels, relevance, motion_relevance, cmap, level, relevance_norm, scale, percentile)
     width, height = _fitted(pixels.shape[2], pixels.shape[1], side)
     column = max(width, 240)
     top, below = 84, 190
     columns = 3 if split is None else 4
-    canvas = Canvas(_even(top + height + below), _even(2 * _MARGIN + columns * column + (columns - 1) * _GAP))
+    canvas = Canvas(_even(top + height + below), _even(2 * _MARGIN + columns * column + (columns - 1) * _GAP), theme)
     inner = canvas.pixels.shape[1] - 2 * _MARGIN
     lefts = [_MARGIN + number * (column + _GAP) + (column - width) // 2 for number in range(columns)]
     _headline(canvas, title, target_name, inner - 120)
@@ -107,6 +107,7 @@ def strip_image(
     cmap: str = DEFAULT_COLORMAP,
     level: float = 1.0,
     relevance_norm: str = "symmetric",
+    theme: str = "dark",
     scale: Scale | None = None,
     percentile: float = PERCENTILE,
     split: Split | None = None,
@@ -132,7 +133,7 @@ def strip_image(
     # The curves stand below the selection's row; the parts of the margin come last.
     parts_top = top + 3 * row + chart_height + 60
     bottom = parts_top - 8 if split is None else parts_top + 2 * row - 12
-    canvas = Canvas(_even(bottom), _even(2 * _MARGIN + max(across, 440) + right + side))
+    canvas = Canvas(_even(bottom), _even(2 * _MARGIN + max(across, 440) + right + side), theme)
     _headline(canvas, title, target_name, canvas.pixels.shape[1] - 2 * _MARGIN)
     rows = [top + number * row for number in range(3)] + [parts_top, parts_top + row]
     for number, (name, at) in enumerate(zip(captions, rows, strict=False)):
@@ -194,7 +195,7 @@ def _top5(canvas: Canvas, top5: Sequence[tuple[str, float]], target_name: str, x
         canvas.text(name, x, line, 14, TEXT if chosen else MUTED, bold=chosen, width=width - 56)
         canvas.text(f"{probability:.1%}", x + width, line, 14, TEXT if chosen else MUTED, bold=chosen, align="right")
         canvas.fill(x, line + 5, width, 4, SURFACE)
-        canvas.fill(x, line + 5, round(width * min(max(probability, 0.0), 1.0)), 4, _RELEVANCE if chosen else MUTED)
+        canvas.fill(x, line + 5, round(width * min(max(probability, 0.0), 1.0)), 4, SERIES if chosen else MUTED)
 
 
 def _curves(canvas: Canvas, paint: Painter, chart: tuple[int, int, int, int]) -> Callable[[int], float]:
@@ -208,10 +209,10 @@ def _curves(canvas: Canvas, paint: Painter, chart: tuple[int, int, int, int]) ->
     total, kept = paint.mass()
     peak = max(float(total.max()), 1e-300)
     advance = canvas.text("|Relevance| per frame:", x, y - 9, 13, MUTED) + 7
-    advance += canvas.text("all", x + advance, y - 9, 13, _RELEVANCE, bold=True) + 10
+    advance += canvas.text("all", x + advance, y - 9, 13, SERIES, bold=True) + 10
     canvas.text("motion", x + advance, y - 9, 13, ACCENT, bold=True)
     canvas.fill(x, y, width, height, SURFACE)
-    for values, colour in ((total, _RELEVANCE), (kept, ACCENT)):
+    for values, colour in ((total, SERIES), (kept, ACCENT)):
         canvas.line(
             [(x_of(i), y + height - 3 - (height - 8) * float(v) / peak) for i, v in enumerate(values)], colour, 2
         )

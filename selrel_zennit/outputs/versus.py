@@ -81,7 +81,7 @@ def versus_image(
     steps = np.rint(np.linspace(0, len(pixels) - 1, min(_COLUMNS, len(pixels)))).astype(int)
     height = max(round(_TILE * pixels.shape[1] / pixels.shape[2]), 1)
     row, across = height + 30, len(steps) * (_TILE + _GAP) - _GAP
-    canvas = Canvas(_TOP + 5 * row, 2 * _MARGIN + max(across, 440) + 32 + _SIDE)
+    canvas = Canvas(_TOP + 5 * row, 2 * _MARGIN + max(across, 440) + 32 + _SIDE, style.theme)
     advance = canvas.text(f"{names[0]} or {names[1]}?", _MARGIN, 38, 24, TEXT, bold=True)
     canvas.text(title, _MARGIN + advance + 16, 38, 15, MUTED, width=canvas.pixels.shape[1] - 2 * _MARGIN - advance - 16)
     labels = ("Input", names[0], names[1], f"{names[0]} − {names[1]}", "The same, of the motion relevance")

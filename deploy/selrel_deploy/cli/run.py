@@ -69,6 +69,7 @@ def run(
     cmap: str,
     level: float,
     relevance_norm: str,
+    theme: str,
     json_path: str | None,
 ) -> None:
     """Explain VIDEO (a file, or a folder of frames) by ARTIFACT, a file of `selrel export`: no torch is needed.
@@ -120,7 +121,7 @@ def run(
                 clips,
                 settings=settings,
                 class_names=names,
-                style=Style(cmap, level, relevance_norm),
+                style=Style(cmap, level, relevance_norm, theme),
                 warnings=warnings,
                 additions=additions,
                 pictures=not no_pictures,
