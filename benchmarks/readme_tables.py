@@ -10,13 +10,20 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evidence_tables import EVIDENCE
 from tables import RESULTS, difference, markdown, number, outcome, percent, rows
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "deploy/README.md", ROOT / "docs/explanation/figures.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "deploy/README.md",
+    ROOT / "docs/explanation/figures.md",
+    ROOT / "docs/explanation/evidence.md",
+)
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -277,6 +284,10 @@ def still_rates() -> str:
     return markdown(["method", "α = 1 %", "α = 0.1 %", "clips with a region at q = 10 %"], lines)
 
 
+def _evidence(result: str, table: Callable[[dict[str, Any]], str]) -> str:
+    return table(read(result))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "still_rates": still_rates,
     "planted_short": planted_short,
@@ -291,6 +302,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compiled_methods": compiled_methods,
     "split_cost": split_cost,
     "huge_pages": huge_pages,
+    **{name: partial(_evidence, *made) for name, made in EVIDENCE.items()},
 }
 
 
