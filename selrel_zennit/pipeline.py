@@ -19,6 +19,7 @@ from .attribution.faults import named_faults
 from .attribution.foreign import Method, as_attributor
 from .attribution.methods.motion import MotionLRP
 from .attribution.target import Target
+from .camera_motion import doubtful_steps
 from .clips.cutting import CutClip
 from .clips.spec import ClipSpec, Frames
 from .errors import InputError
@@ -198,8 +199,14 @@ class ModelExplainer:
 
     @property
     def notes(self) -> list[str]:
-        """Why there is no motion part, how far off a sum is, and what no rule saw."""
+        """Why there is no motion part or a doubtful one, how far off a sum is, and what no rule saw."""
         notes = list(self._notes)
+        doubtful, steps = self._camera.tolist()
+        if doubtful:
+            notes.append(
+                f"the camera's motion is doubtful at {doubtful} of {steps} steps (it went far, or much moves by "
+                "itself): the motion part may hold camera motion"
+            )
         if self._errors:
             notes.append(f"the attributions sum to the change from the baseline to within {max(self._errors):.2%}")
         return [*notes, *(f"no rule sees {one}" for one in getattr(self.attributor, "unseen", ()))]
@@ -209,6 +216,7 @@ class ModelExplainer:
         self._begun = False
         self._splitter: MotionLRP | None = None
         self._errors: list[float] = []
+        self._camera = np.zeros(2, np.int64)
         self._notes: list[str] = []
         return self
 
@@ -226,6 +234,8 @@ class ModelExplainer:
         clip, seconds = self._clip(clips), Seconds()
         self._begin(clip)
         explanation = _explain(self.model, clip, self.attributor, target, self.selection, seconds, self._splitter)
+        if self._splitter is not None and self.motion == "camera":
+            self._camera += np.array((doubtful_steps(clip), len(clip) * (clip.shape[2] - 1)))
         error = getattr(self.attributor, "completeness_error", None)
         if error is not None:
             self._errors.append(float(error.max()))
