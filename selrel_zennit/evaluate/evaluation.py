@@ -189,5 +189,5 @@ def _clips(evaluation: Evaluation, data: Dataset, evaluator: Evaluator) -> dict[
             shown = explain(evaluator.measures.model, clip, evaluator.measures.attributors[method], row["predicted"])
             said = "right" if right else f"wrong: it is {row['label']}"
             name = data.classes[row["predicted"]]
-            found[f"{video.name}: {name}, {said} (margin {row['margin']:.1f})"] = explanation_html(shown)
+            found[f"{video.name}: {name}, {said} (margin {row['margin']:.1f})"] = explanation_html(shown, data.classes)
     return found

@@ -43,4 +43,6 @@ def _cell(cell: object, place: int, unit: str) -> str:
     value = cell.mean if isinstance(cell, Interval) else cell
     kind = "th scope='row'" if place == 0 else "td"
     sorted_by = f' data-value="{value}"' if isinstance(value, int | float) else ""
-    return f"<{kind}{sorted_by}>{escape(text_of(cell, unit))}</{kind.split()[0]}>"
+    mean, bracket, ends = text_of(cell, unit).partition(" [")
+    between = f" <small>[{escape(ends)}</small>" if bracket else ""
+    return f"<{kind}{sorted_by}>{escape(mean)}{between}</{kind.split()[0]}>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 _RATE = 8.0
 
 
-def explanation_html(explanation: Explanation) -> str:
+def explanation_html(explanation: Explanation, class_names: Sequence[str] | None = None) -> str:
     """Return an explanation as HTML with its pictures inside: the clip in which the network was surest of its class.
 
-    Where the frames are not known, the input is grey.
+    Where the frames are not known, the input is grey. Without ``class_names`` classes are called by their number.
     """
     if not len(explanation):
         return f"<p>{html.escape(repr(explanation))}</p>"
@@ -33,10 +34,14 @@ def explanation_html(explanation: Explanation) -> str:
     order = np.argsort(-probabilities, kind="stable")[:5]
     share = one.motion_share()
     pixels = one.frames if one.frames is not None else np.full((*one.relevance.shape, 3), 128, np.uint8)
+
+    def named(index: int) -> str:
+        return f"class {index}" if class_names is None else class_names[index]
+
     words = {
         "title": f"clip {shown + 1} of {len(explanation)}" + ("" if one.frames is not None else " · frames not kept"),
-        "top5": [(f"class {index}", float(probabilities[index])) for index in order],
-        "target_name": f"class {int(one.target[0])}",
+        "top5": [(named(int(index)), float(probabilities[index])) for index in order],
+        "target_name": named(int(one.target[0])),
         "motion_share": (float(share.area[0]), float(share.mass[0])),
     }
     maps = pixels[0], one.relevance[0], one.motion_relevance[0]
