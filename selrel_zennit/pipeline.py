@@ -84,7 +84,8 @@ def spec_of(model: nn.Module) -> ClipSpec:
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ClipSpec):
         raise InputError(
-            "the network does not say what clips it takes: set model.spec = ClipSpec(…), or use load_model"
+            "the network does not say what clips it takes: set model.spec = ClipSpec(…), or use load_model",
+            command="the network does not say what clips it takes: give --clip-spec FILE",
         )
     return spec
 

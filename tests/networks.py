@@ -64,3 +64,10 @@ def few_layers():
         fan = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 1
         parameter.data = torch.randn(parameter.shape, generator=generator) / fan**0.5
     return model.eval().requires_grad_(False)
+
+
+def plain_network():
+    """Return a FewLayers that names no layer for Grad-CAM."""
+    model = few_layers()
+    model.cam_layer = None
+    return model

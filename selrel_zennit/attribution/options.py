@@ -47,7 +47,10 @@ class ReferenceInput:
         else:
             spec = getattr(model, "spec", None)
             if not isinstance(spec, ClipSpec):
-                raise InputError(f"{option}='black' needs model.spec = ClipSpec(…); or give {option} as a tensor")
+                raise InputError(
+                    f"{option}='black' needs model.spec = ClipSpec(…); or give {option} as a tensor",
+                    command=f"--option {option}=black needs --clip-spec FILE",
+                )
             self.value = torch.from_numpy(np.array(spec.bounds()[0]))
 
     def like(self, clip: torch.Tensor) -> torch.Tensor:

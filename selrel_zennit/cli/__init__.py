@@ -96,7 +96,7 @@ def main(args: list[str] | None = None) -> int:
         with _terminable():
             code = root.main(args, prog_name="selrel", standalone_mode=False)
     except InputError as error:
-        return _fail(str(error))
+        return _fail(error.command)
     except click.ClickException as error:
         return _fail(error.format_message())
     except OSError as error:

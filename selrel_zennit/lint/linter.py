@@ -195,7 +195,10 @@ def _contrast(name: str, attributor: Attributor) -> InputError:
 def _noise(model: nn.Module) -> torch.Tensor:
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ClipSpec):
-        raise InputError("the network does not say what clips it takes: set model.spec = ClipSpec(…), or give clip=…")
+        raise InputError(
+            "the network does not say what clips it takes: set model.spec = ClipSpec(…), or give clip=…",
+            command="the network does not say what clips it takes: give --clip-spec FILE",
+        )
     low, high = (torch.from_numpy(bound.copy()) for bound in spec.bounds())
     noise = torch.rand((1, *spec.shape), generator=torch.Generator().manual_seed(0))
     parameter = next(model.parameters(), noise)

@@ -116,10 +116,10 @@ def export(
     graph = compile_explanation(attributor, example, selection, precision)
     info = {"layout": model.provenance["layout"]}  # type: ignore[index]
     path = write_artifact(graph, out, clips=clips, info=info, split=split, input=kind, frame_size=size)
-    artifact = read_artifact(path)
-    report = build(path) if lint else None
+    artifact = read_artifact(path, written=True)
+    report = build(artifact) if lint else None
     if kit is not None:
-        write_kit(path, kit)
+        write_kit(artifact, kit)
     doubt = weights_doubt(model_settings["model_name"], None, str(artifact.info["weights"]))
     warnings = [text for text in (METHODS[method].warning if method in METHODS else None, warning, doubt) if text]
     figures = _figures(graph, artifact, report, warnings)

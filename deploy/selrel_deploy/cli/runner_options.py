@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from selrel_zennit.errors import InputError
+from selrel_zennit.text import key_values
 
 from ..runners import RUNNERS, Runner, open_runner
 from ..runners.base import processor
@@ -39,23 +39,14 @@ runner_option = click.option(
     "--runner-option",
     "runner_settings",
     multiple=True,
-    metavar="NAME=VALUE",
+    metavar="KEY=VALUE",
     help="An option of the runner, such as tf32=true or (TensorRT) selection=kernel; may be repeated.",
 )
 
 
 def settings_of(texts: Sequence[str]) -> dict[str, Any]:
-    """Return what --runner-option says, each true, false, a whole number or text.
-
-    Raises InputError for what is not NAME=VALUE.
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise InputError(f"--runner-option wants NAME=VALUE, got {text!r}")
-        found[name] = {"true": True, "false": False}.get(value, int(value) if value.isdecimal() else value)
-    return found
+    """Return what --runner-option says; see ``key_values``."""
+    return key_values(texts, "--runner-option")
 
 
 def open_named(path: str, runner: str, provider: str | None, threads: int | None, **options: Any) -> Runner:

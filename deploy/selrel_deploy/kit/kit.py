@@ -63,7 +63,7 @@ _ABOUT = {
 }
 
 
-def write_kit(artifact: str | Path, folder: str | Path) -> Path:
+def write_kit(artifact: str | Path | Artifact, folder: str | Path) -> Path:
     """Write an artifact and all that goes with it to ``folder``, all files or none; return the folder.
 
     Beside the artifact's own files: ``requirements-edge.txt``; ``run.py``, which checks it against its golden cases and
@@ -72,7 +72,7 @@ def write_kit(artifact: str | Path, folder: str | Path) -> Path:
 
     Raises InputError for a damaged artifact, and for a folder that holds the artifact itself or another one's kit.
     """
-    read, folder = read_artifact(artifact), Path(folder)
+    read, folder = artifact if isinstance(artifact, Artifact) else read_artifact(artifact), Path(folder)
     check_kit_folder(read.path, folder)
     with staged_folder(folder) as staged:
         for name in (*read.files, manifest_path(read.path).name):
@@ -94,7 +94,12 @@ def write_kit(artifact: str | Path, folder: str | Path) -> Path:
             if name.endswith(".sh"):
                 (staged / name).chmod(0o755)
         files = sorted(path for path in staged.rglob("*") if path.is_file())
-        sums = [f"{sha256_file(path)}  {path.relative_to(staged).as_posix()}" for path in files]
+        # The large ones are copies, or links, of files whose hashes are known.
+        known = {(staged / name).stat().st_ino: sha256 for name, sha256 in read.files.items()}
+        sums = [
+            f"{known.get(path.stat().st_ino) or sha256_file(path)}  {path.relative_to(staged).as_posix()}"
+            for path in files
+        ]
         (staged / SUMS).write_text("\n".join(sums) + "\n", encoding="utf-8")
     return folder
 

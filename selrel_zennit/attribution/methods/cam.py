@@ -100,7 +100,11 @@ class GuidedGradCAM(_CAM):
 def _cam_layer(name: str, model: nn.Module, layer: str | None) -> str:
     layer = getattr(model, "cam_layer", None) if layer is None else layer
     if layer is None:
-        raise InputError(f"{name} needs a layer: set model.cam_layer, or build_method({name!r}, model, layer='…')")
+        needs = f"{name} needs a layer"
+        raise InputError(
+            f"{needs}: set model.cam_layer, or build_method({name!r}, model, layer='…')",
+            command=f"{needs}: name it by --option layer=NAME, or let the factory set model.cam_layer",
+        )
     return layer
 
 

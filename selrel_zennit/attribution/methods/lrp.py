@@ -132,6 +132,9 @@ def _epsilon_head(model: nn.Module, composite: Composite, epsilon: float, zero_p
 def _box(model: nn.Module, method: str) -> tuple[torch.Tensor, torch.Tensor]:
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ClipSpec):
-        raise InputError(f"{method} needs the bounds of valid input: set model.spec = ClipSpec(…), or use load_model")
+        needs = f"{method} needs the bounds of valid input"
+        raise InputError(
+            f"{needs}: set model.spec = ClipSpec(…), or use load_model", command=f"{needs}: give --clip-spec FILE"
+        )
     low, high = (torch.from_numpy(np.array(bound)) for bound in spec.bounds())
     return low, high

@@ -126,7 +126,7 @@ def test_a_device_without_torch_benchmarks_an_artifact(artifact, tmp_path):
         (["--clips", "nothing.mp4"], "nothing.mp4 does not exist"),
         (["--provider", "CPU"], "--provider goes with --artifact"),
         (["--runner-option", "tf32=true"], "--runner-option goes with --artifact"),
-        (["--artifact", "nothing.onnx", "--runner-option", "tf32"], "--runner-option wants NAME=VALUE, got 'tf32'"),
+        (["--artifact", "nothing.onnx", "--runner-option", "tf32"], "--runner-option 'tf32': give KEY=VALUE"),
         (["--artifact", "nothing.onnx"], "nothing"),
         (["--artifact", "nothing.onnx", "--model", "c3d"], "--model does not go with --artifact"),
         (["--artifact", "nothing.onnx", "--methods", "dtd"], "--methods does not go with --artifact"),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import selrel_zennit as sr
-from networks import small_c3d
+from networks import plain_network, small_c3d
 from selrel_zennit.cli import main
 from selrel_zennit.clips.video import write_gif, write_mp4, write_png
 
@@ -278,3 +278,13 @@ def test_versus_and_check(video, tmp_path):
     # A later run without --versus leaves none of an earlier one's files beside its own summary.
     assert main(["explain", video, *SMALL, *options]) == 0
     assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_a_message_names_the_way_of_the_command_line(tmp_path, capsys):
+    """In Python the remedy is an argument, here an option."""
+    with pytest.raises(sr.InputError, match=r"build_method\('gradcam', model, layer='…'\)"):
+        sr.build_method("gradcam", plain_network())
+    model = ["--model", "networks:plain_network", "--weights", "own", "--method", "gradcam", "--reference", "none"]
+    assert main(["explain", *model, "--out", str(tmp_path / "out")]) == 2
+    assert "--option layer=NAME" in capsys.readouterr().err
+    assert main(["explain", *model, "--option", "layer=relu1", "--no-frozen", "--out", str(tmp_path / "out")]) == 0

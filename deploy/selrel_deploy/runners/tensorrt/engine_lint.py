@@ -16,7 +16,7 @@ from typing import Any
 
 from selrel_zennit.errors import InputError
 
-from ...artifact.format import MODULE, read_artifact
+from ...artifact.format import MODULE, Artifact, read_artifact
 from .build import MARK
 
 _NEEDS = "tensorrt_rtx_bindings"
@@ -54,10 +54,13 @@ def lint(path: str | Path) -> list[Refusal]:
     return build(path).refusals
 
 
-def build(path: str | Path) -> Report:
+def build(path: str | Path | Artifact) -> Report:
     """Parse and build every part of an artifact, or an ONNX file; see ``lint``. The plans are thrown away."""
-    path = Path(path)
-    parts = read_artifact(path).parts if path.with_suffix(".json").is_file() else {"explanation": path}
+    if isinstance(path, Artifact):
+        parts = path.parts
+    else:
+        path = Path(path)
+        parts = read_artifact(path).parts if path.with_suffix(".json").is_file() else {"explanation": path}
     if not installed():
         raise InputError("the check needs TensorRT-RTX's parser: pip install 'selrel-zennit[trt-lint]'")
     version, refusals, plans = "", [], {}
