@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from .comparison import versus as versus
     from .errors import InputError as InputError
     from .explanation import Explanation as Explanation
+    from .loop import explain_clips as explain_clips
     from .many import explain_many as explain_many
     from .models import MODELS as MODELS
     from .models import load_model as load_model
     from .models import register_model as register_model
+    from .pipeline import ModelExplainer as ModelExplainer
     from .pipeline import explain as explain
     from .selection.selections import CalibratedSelection as CalibratedSelection
     from .selection.selections import MotionSelection as MotionSelection
@@ -37,11 +39,13 @@ _NAMES = {
     "InputError": "errors",
     "METHODS": "attribution",
     "MODELS": "models",
+    "ModelExplainer": "pipeline",
     "MotionSelection": "selection.selections",
     "Selective": "selection.selections",
     "build_method": "attribution",
     "calibrate": "calibration.measure",
     "explain": "pipeline",
+    "explain_clips": "loop",
     "explain_many": "many",
     "iter_frames": "clips.video",
     "load_model": "models",

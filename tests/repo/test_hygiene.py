@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, requires
@@ -11,10 +12,12 @@ import pytest
 from packaging.requirements import Requirement
 
 import selrel_zennit
-from repo.tree import ROOT, project_files
+from repo.tree import ROOT, SOURCES, project_files
 
 LARGEST = 4 * 2**20
 LONGEST = 400
+# Run by `python -m` alone.
+PROGRAMS = {"selrel_kernels.build"}
 
 # Each pattern has a class of one letter where a plain one would do: this file must not match itself.
 FORBIDDEN = {
@@ -127,3 +130,28 @@ def test_cv2_needs_no_display() -> None:
     folder = Path(cv2.__file__).parent
     linked = b"".join(path.read_bytes() for path in folder.glob("*.so"))
     assert not re.findall(rb"\0(libGL|libX11|libxcb|libQt\d?\w+|libgtk[\w.-]*)\.so", linked)
+
+
+def prints(source: str) -> list[int]:
+    """Return the lines of a source at which it prints, but for those under ``if __name__`` and in a ``main``."""
+    lines: list[int] = []
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+            lines.append(node.lineno)
+        program = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+        if not program and not (isinstance(node, ast.FunctionDef) and node.name == "main"):
+            waiting += ast.iter_child_nodes(node)
+    return sorted(lines)
+
+
+def test_libraries_do_not_print() -> None:
+    """Command lines do: the rooms called cli, what starts with ``-m``, and what answers another process."""
+    assert prints("def f():\n    print(1)\ndef main():\n    print(2)\nif __name__ == '__main__':\n    print(3)") == [2]
+    found = {
+        name: lines
+        for name, path in SOURCES.items()
+        if ".cli" not in name and name not in PROGRAMS and (lines := prints(path.read_text(encoding="utf-8")))
+    }
+    assert not found

@@ -13,6 +13,7 @@ from selrel_deploy import open_runner, read_artifact
 from selrel_deploy.runners.tensorrt.engine_lint import Refusal, Report
 from selrel_zennit.cli import main
 from selrel_zennit.clips.video import write_png
+from selrel_zennit.files import sha256_file
 
 SMALL = ["--model", "networks:few_layers", "--weights", "own"]
 
@@ -85,6 +86,27 @@ def test_golden_clips_of_real_videos(tmp_path, capsys):
     for index, video in enumerate(videos):
         assert np.array_equal(golden[4 * index], spec.array(sr.read_frames(video, count=8)))
     capsys.readouterr()
+
+
+def test_an_export_with_all_that_it_can_write_hashes_a_file_once(tmp_path, monkeypatch):
+    from selrel_deploy.artifact import export as writer
+    from selrel_deploy.artifact import format as reader
+    from selrel_deploy.cli import export as module
+    from selrel_deploy.kit import kit
+
+    hashed = []
+    for user in (writer, reader, kit):
+        monkeypatch.setattr(user, "sha256_file", lambda path: hashed.append(Path(path).name) or sha256_file(path))
+    monkeypatch.setattr(module, "installed", lambda: True)
+    monkeypatch.setattr(module, "build", lambda artifact: Report("1.7", [], dict.fromkeys(artifact.parts, 1)))
+    where = ["-o", str(tmp_path / "a.onnx"), "--lint", "--kit", str(tmp_path / "kit")]
+    assert main(["export", *SMALL, "--method", "gradcam", *where]) == 0
+    assert [hashed.count(name) for name in ("a.onnx", "a.golden.npz")] == [1, 1]
+    # What is not hashed again is right all the same.
+    for line in (tmp_path / "kit" / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        sha256, name = line.split("  ")
+        assert sha256_file(tmp_path / "kit" / name) == sha256
+    assert read_artifact(tmp_path / "kit" / "a.onnx").sha256 == read_artifact(tmp_path / "a.onnx").sha256
 
 
 @pytest.mark.slow
