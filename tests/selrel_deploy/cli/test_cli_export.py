@@ -1,5 +1,6 @@
 """`selrel export` as a user calls it."""
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -89,14 +90,12 @@ def test_golden_clips_of_real_videos(tmp_path, capsys):
 
 
 def test_an_export_with_all_that_it_can_write_hashes_a_file_once(tmp_path, monkeypatch):
-    from selrel_deploy.artifact import export as writer
-    from selrel_deploy.artifact import format as reader
     from selrel_deploy.cli import export as module
-    from selrel_deploy.kit import kit
 
     hashed = []
-    for user in (writer, reader, kit):
-        monkeypatch.setattr(user, "sha256_file", lambda path: hashed.append(Path(path).name) or sha256_file(path))
+    for user in ("artifact.export", "artifact.format", "kit.kit"):
+        module_of = importlib.import_module(f"selrel_deploy.{user}")
+        monkeypatch.setattr(module_of, "sha256_file", lambda path: hashed.append(Path(path).name) or sha256_file(path))
     monkeypatch.setattr(module, "installed", lambda: True)
     monkeypatch.setattr(module, "build", lambda artifact: Report("1.7", [], dict.fromkeys(artifact.parts, 1)))
     where = ["-o", str(tmp_path / "a.onnx"), "--lint", "--kit", str(tmp_path / "kit")]
