@@ -185,6 +185,27 @@ def test_a_split_artifact_pays_for_the_explanations_it_gives(artifacts, video, m
         assert counts == {"forward": 6, "explain": 3}
 
 
+def test_a_whole_artifact_explains_a_clip_again_only_for_another_class(artifacts, video, monkeypatch):
+    """The mean logits cost it an explanation of every clip for its own class: those of the class explained are kept."""
+    calls, honest = [], Runner.__call__
+    monkeypatch.setattr(
+        Runner, "__call__", lambda self, clip, target=None: calls.append(target) or honest(self, clip, target)
+    )
+    tops = [int(logits.argmax()) for logits in logits_of(video, (0, 16, 32))]
+    target = int(np.mean(logits_of(video, (0, 16, 32)), 0).argmax())
+    with open_runner(artifacts["whole"]) as runner:
+        explainer = RunnerExplainer(runner, small_c3d().spec, {"class_names": NAMES})
+        found = list(explain_clips(video, explainer, all_clips=True, frozen=False))
+        again = [top for top in tops if top != target]
+        assert calls == [-1] * 3 + [target] * len(again)
+        for clip, start in zip(found, (0, 16, 32), strict=True):
+            alone = explain_clips(video, explainer, NAMES[target], start=start, frozen=False)
+            (right,) = [one.explanation for one in alone]
+            assert np.array_equal(clip.explanation.relevance, right.relevance)
+            assert np.array_equal(clip.explanation.mask, right.mask)
+            assert clip.explanation.target.tolist() == right.target.tolist() == [target]
+
+
 def bad_inputs(artifacts, video, folder):
     """Name, arguments and a word of the message, for everything that must be refused in one line."""
     for name in ("byte", "golden", "newer"):
