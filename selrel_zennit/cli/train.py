@@ -70,6 +70,8 @@ def train(
         torch.set_num_threads(threads)
     where = torch_device(device)
     data = read_dataset(dataset, root=root, classes=None if classes is None else _names(classes))
+    if len(data.classes) < 2:
+        raise InputError(f"{dataset} has one class, {data.classes[0]!r}: a network learns to tell at least two apart")
     chosen = replace(RECIPES[recipe], **_only(given, "epochs", "learning_rate", "batch", "flip"))
     spec = read_spec(clip_spec) if clip_spec is not None else None
     changed = _only(given, "frames", "stride", "short_side", "crop")

@@ -136,7 +136,10 @@ def chosen(data: Dataset, settings: Settings, model: nn.Module) -> Dataset:
     with torch.inference_mode():
         count = logits_of(model, torch.zeros(1, *spec_of(model).shape)).shape[1]
     if names is None and count != len(data.classes):
-        raise InputError(f"{data.name} has {len(data.classes)} classes, the network {count}: choose with --classes")
+        raise InputError(
+            f"{data.name} has {len(data.classes)} classes, the network {count}: give --num-classes {len(data.classes)} "
+            "and weights for them, or choose among the videos with --classes"
+        )
     return data.part(split) if split is not None else data
 
 

@@ -48,6 +48,7 @@ def test_explain_takes_its_weights_as_they_are(trained):
     [
         (("nowhere",), "nowhere: no such folder or file"),
         (("DATA", "--classes", "down,rigth"), "has no class 'rigth' (did you mean 'right'?)"),
+        (("DATA", "--classes", "down"), "has one class, 'down'"),
         (("DATA", "--validation", "val"), "has no split 'val'"),
         (("DATA", "--model", "smal3d"), "no model named 'smal3d'"),
         (("DATA", "--crop", "32", "--short-side", "24"), "these clips cannot be: crop 32 does not fit"),
