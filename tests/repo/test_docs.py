@@ -170,6 +170,8 @@ def test_site_has_every_command(site: Path) -> None:
         "selrel_zennit",
         "selrel_zennit.attribution",
         "selrel_zennit.metrics",
+        "selrel_zennit.evaluate",
+        "selrel_zennit.training",
         "selrel_zennit.synthetic",
         "selrel_kernels",
     ],
