@@ -96,7 +96,7 @@ def load_model(
             plugins.load(plugins.MODELS, MODELS, name)
         entry = MODELS.get(name) if isinstance(name, str) else None
         trained_on, class_names = _said_in(weights)
-        spec = spec or trained_on
+        spec, trained_for = spec or trained_on, None if class_names is None else len(class_names)
         if isinstance(name, str) and entry is None and ":" not in name:
             raise InputError(
                 f"no model named {name!r}{close_names(name, MODELS)}; "
@@ -104,7 +104,7 @@ def load_model(
             )
         if entry is not None:
             label = entry.name
-            model, provenance = _load_registered(entry, weights, num_classes, seed, spec)
+            model, provenance = _load_registered(entry, weights, num_classes or trained_for, seed, spec)
         elif isinstance(name, nn.Module):
             label = type(name).__qualname__
             model, provenance = _load_network(label, name, weights, num_classes, seed)
@@ -115,7 +115,8 @@ def load_model(
             factory = plugins.import_named(name, "--model") if isinstance(name, str) else name
             if not callable(factory):
                 raise InputError(f"{label} is no function that makes a network: give --model package.module:factory")
-            model, provenance = _load_factory(label, factory, weights, num_classes, seed)
+            number = num_classes or (trained_for if takes_classes(factory) else None)
+            model, provenance = _load_factory(label, factory, weights, number, seed)
         refuse_programs(model)
         if spec is not None:
             model.spec = spec  # type: ignore[assignment]
@@ -135,6 +136,15 @@ def load_model(
         model.provenance = {"model": label, **provenance, "loaded_with": given}  # type: ignore[assignment]
         # Explanations differentiate with respect to the input alone.
         return model.to(device).eval().requires_grad_(False)
+
+
+def takes_classes(factory: Callable[..., nn.Module]) -> bool:
+    """Say whether a factory takes ``num_classes``."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
+    return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _load_registered(

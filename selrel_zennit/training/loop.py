@@ -36,7 +36,7 @@ from .checkpoint import (
 from .curves import draw_curves
 from .recipes import Recipe
 from .samples import Samples, measured
-from .start import Model, check_logits, spec_of, starting_network, takes_classes
+from .start import Model, check_logits, spec_of, starting_network
 
 _TRAIN, _VALIDATION = ("train",), ("validation", "validate", "val", "test")
 # Seconds after which the curves are drawn anew.
@@ -164,11 +164,10 @@ def train(
             draw_curves(rows, out / CURVES, title)
             drawn = time.perf_counter()
     draw_curves(rows, out / CURVES, title)
-    number = len(data.classes) if isinstance(model, str) or takes_classes(model) else None
     results = {}
     for name, file in (("best", BEST), ("last", LAST)):
         # From the file: what is measured is what others will load.
-        loaded = load_model(model, out / file, num_classes=number, device=device)
+        loaded = load_model(model, out / file, device=device)
         found = measure(loaded, tested, frozen=True)
         results[name] = {key: found[key] for key in ("accuracy", "frozen accuracy")}
     spent = rows[-1]["minutes"]

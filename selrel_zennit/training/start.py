@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from .. import plugins
 from ..clips.spec import ClipSpec
 from ..errors import InputError
 from ..files import sha256_file
-from ..models.registry import MODELS, load_model
+from ..models.registry import MODELS, load_model, takes_classes
 from ..models.weights import read_weights
 
 Model = str | Callable[..., nn.Module]
@@ -69,15 +68,6 @@ def _load(model: Model, classes: int, spec: ClipSpec | None, seed: int, weights:
     factory = plugins.import_named(model, "--model") if isinstance(model, str) else model
     number = classes if takes_classes(factory) else None
     return load_model(model, weights, num_classes=number, spec=spec, seed=seed)
-
-
-def takes_classes(factory: Callable[..., nn.Module]) -> bool:
-    """Say whether a factory takes ``num_classes``."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return False
-    return "num_classes" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def spec_of(network: nn.Module) -> ClipSpec:

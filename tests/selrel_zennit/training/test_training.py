@@ -88,7 +88,7 @@ def test_weights_say_what_they_are_for_and_score_what_the_log_says(whole, data):
 
 
 @pytest.mark.parametrize(
-    "moment", [2, 7, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 3, 4, 5, 8, 9, 12, 13, 14))]
+    "moment", [7, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 4, 5, 8, 9, 12, 13, 14))]
 )
 def test_stopped_at_any_write_it_ends_the_same(whole, data, tmp_path, monkeypatch, moment):
     """Files appear by os.replace: a training that ends just before its N-th, and is then started again."""
@@ -111,6 +111,7 @@ def test_stopped_at_any_write_it_ends_the_same(whole, data, tmp_path, monkeypatc
     assert_same(whole.folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_training(whole, data, quick, tmp_path):
     train(data, tmp_path, model=small, recipe=quick, seed=5)
     ours, other = weights(whole.folder)["last.safetensors"], weights(tmp_path)["last.safetensors"]
@@ -142,7 +143,7 @@ def test_a_damaged_checkpoint_is_named(data, quick, tmp_path):
 def test_what_a_killed_training_left_half_written_goes(data, quick, tmp_path):
     (tmp_path / ".checkpoint-0123abcd.pt").write_bytes(b"half")
     (tmp_path / "mine.pt").write_bytes(b"whole")
-    train(data, tmp_path, model=small, recipe=replace(quick, epochs=1))
+    train(data.only(["down"]), tmp_path, model=small, recipe=replace(quick, epochs=1))
     assert not list(tmp_path.glob(".*"))
     assert (tmp_path / "mine.pt").exists()
 
@@ -249,6 +250,7 @@ def test_killed_five_times_it_ends_the_same(videos, tmp_path):
 
 def test_a_spec_of_its_own_is_what_the_network_takes(data, quick, tmp_path):
     spec = ClipSpec(frames=4, stride=3, short_side=(32, 32), crop=32)
-    train(data, tmp_path, model="small3d", recipe=replace(quick, epochs=1), spec=spec)
-    model = load_model("small3d", tmp_path / "best.safetensors")
+    train(data.only(["down"]), tmp_path, model=small, recipe=replace(quick, epochs=1), spec=spec)
+    model = load_model(small, tmp_path / "best.safetensors")
+    assert model.num_classes == 1
     assert (model.spec.frames, model.spec.stride, model.spec.short_side) == (4, 3, (32, 32))
