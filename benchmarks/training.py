@@ -80,7 +80,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = {}
+    # Those of other data sets stay.
+    known = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
+    rows = known.get("trainings", {})
     for folder in arguments.folders:
         name = json.loads((folder / LOG).read_text(encoding="utf-8"))["settings"]["data"]
         rows[name] = row(folder, read_dataset(arguments.data / name))
@@ -90,7 +92,7 @@ def main() -> None:
         "read": "The best weights are chosen on the held-out videos themselves, so their share is too good; nothing is "
         "chosen for the last. Minutes are on a machine that others used at the same time.",
         "machine": machine(),
-        "trainings": rows,
+        "trainings": {name: rows[name] for name in COMMANDS if name in rows},
     }
     write_json(arguments.results, result, ensure_ascii=False)
 
