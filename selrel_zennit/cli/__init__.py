@@ -33,6 +33,7 @@ COMMANDS = {
     "export": _Entry("selrel_deploy.cli.export:export", "Write an explanation as one static graph for devices."),
     "parity": _Entry("selrel_deploy.cli.parity:parity", "Certify that a runner computes the same explanation."),
     "run": _Entry("selrel_deploy.cli.run:run", "Explain a video by an artifact, without torch."),
+    "live": _Entry("selrel_deploy.cli.live:live", "Explain a camera live, on a page in the browser."),
     "bench": _Entry("selrel_deploy.cli.bench:bench", "Measure what explanations cost, against a budget."),
     "evaluate": _Entry("selrel_zennit.cli.evaluate:evaluate", "Measure methods and a network on labelled videos."),
     "train": _Entry("selrel_zennit.cli.train:train", "Train a network on labelled videos."),

@@ -114,9 +114,13 @@ SOURCES = {name: path for package, folder in PACKAGES.items() for name, path in 
 # What loads where torch, torchvision and Zennit are missing: rooms as a whole, and single modules of others.
 _DEVICE_ROOMS = (
     *("selrel_zennit.clips", "selrel_zennit.outputs", "selrel_zennit.synthetic"),
-    *("selrel_deploy.parity", "selrel_deploy.runners"),
+    *("selrel_deploy.live", "selrel_deploy.parity", "selrel_deploy.runners"),
 )
-_NOT_ON_A_DEVICE = {"selrel_deploy.parity.zennit_reference", "selrel_deploy.runners.tensorrt.plugin"}
+_NOT_ON_A_DEVICE = {
+    *("selrel_deploy.parity.zennit_reference", "selrel_deploy.runners.tensorrt.plugin"),
+    # The server loads what the extra "live" brings, when it is asked for.
+    *("selrel_deploy.live.server", "selrel_deploy.live.torch_engines"),
+}
 DEVICE_PATH = [
     *("selrel_kernels", "selrel_kernels.lazy"),
     *("selrel_zennit", "selrel_zennit.class_names", "selrel_zennit.errors", "selrel_zennit.explanation"),
@@ -133,7 +137,7 @@ DEVICE_PATH = [
     *("selrel_deploy", "selrel_deploy.artifact", "selrel_deploy.artifact.format", "selrel_deploy.precisions"),
     *(f"selrel_deploy.bench.{name}" for name in ("conditions", "device", "report", "rows", "table", "timing")),
     *("selrel_deploy.bench.windows", "selrel_deploy.cli", "selrel_deploy.cli.bench", "selrel_deploy.cli.parity"),
-    *("selrel_deploy.cli.run", "selrel_deploy.cli.runner_options"),
+    *("selrel_deploy.cli.live", "selrel_deploy.cli.run", "selrel_deploy.cli.runner_options"),
     *(name for name in SOURCES if name.startswith(tuple(f"{room}." for room in _DEVICE_ROOMS))),
 ]
 DEVICE_PATH = [name for name in DEVICE_PATH if name not in _NOT_ON_A_DEVICE]

@@ -93,7 +93,7 @@ def run(
         names = read.info.get("class_names")
         if video is None:
             _check_embedded(read)
-        when = _condition(explain_when, read.num_classes, names)
+        when = condition(explain_when, read.num_classes, names)
         index = class_index(target, read.num_classes, names)
         if when is not None and index == TOP:
             index = when.target
@@ -108,7 +108,7 @@ def run(
             progress=all_clips,
         )
         clips = StoredClips.of(stream, folder)
-        settings = _settings(read, opened, video)
+        settings = settings_entries(read, opened, video)
         additions = {} if when is None else {"explain_when": _watched(when, stream, names)}
         doubt = weights_doubt(settings["model"], video, str(read.info.get("weights")), "export another")
         warnings = [text for text in (read.info.get("warning"), doubt) if text]
@@ -159,7 +159,7 @@ def _spec(artifact: Artifact) -> ClipSpec:
     return ClipSpec.from_dict(artifact.info["clip_spec"])
 
 
-def _condition(text: str | None, num_classes: int, names: list[str] | None) -> Condition | None:
+def condition(text: str | None, num_classes: int, names: list[str] | None) -> Condition | None:
     """Return what --explain-when CLASS:PROB says. A class name may hold colons."""
     if text is None:
         return None
@@ -179,7 +179,7 @@ def _composite(info: dict[str, Any]) -> str | None:
     return None if composite is None else str(composite["class"]).rpartition(".")[2]
 
 
-def _settings(artifact: Artifact, runner: Runner, video: str | None) -> dict[str, Any]:
+def settings_entries(artifact: Artifact, runner: Runner, video: str | None) -> dict[str, Any]:
     """Return the summary's entries that say how the explanation was made, by the names that explain gives them."""
     info, selection = artifact.info, artifact.selection
     weights = {"weights": info.get("weights"), "sha256": info.get("weights_sha256"), "layout": None}

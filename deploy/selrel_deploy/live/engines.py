@@ -43,7 +43,7 @@ class Engine(ABC):
 
     def prepare(self, frame: Frames) -> Frames:
         """Return a frame as the network sees it. Done once for each frame, however many windows it is in."""
-        return self.spec.pixels(frame[None])[0]
+        return np.asarray(self.spec.pixels(frame[None])[0])
 
     @abstractmethod
     def look(self, pixels: Frames, target: int, when: Condition | None) -> Looked:

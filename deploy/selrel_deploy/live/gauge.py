@@ -69,7 +69,7 @@ class Gauge:
     ``motion`` says whether the engine's relevance is itself the part of the margin that is motion (motion_lrp, or a
     split). Its measure is then that part, as a share of the margin. Otherwise it is the share of |R| in voxels that
     change over time by more than the null's thresholds, one for each frame, which are made from every second still
-    clip. Either way the null's 95th percentile is taken off, and what is left is given as a share of all there could be.
+    clip. Either way the null's 95th percentile is taken off; what is left is a share of all there could be.
     """
 
     def __init__(self, motion: bool) -> None:
@@ -141,4 +141,4 @@ def motion_of_margin(explanation: Explanation) -> float:
 def _changes(relevance: Map) -> Map:
     """Return |R(t+1) − R(t−1)| of a map [T,H,W], the ends repeated."""
     padded = np.concatenate([relevance[:1], relevance, relevance[-1:]])
-    return np.abs(padded[2:] - padded[:-2])
+    return np.asarray(np.abs(padded[2:] - padded[:-2]))

@@ -1,4 +1,4 @@
-"""The deadline ladder: of several ways to explain, the best that keeps within the budget. The standard library alone."""
+"""The deadline ladder: of several ways to explain, the best within the budget. The standard library alone."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ class Ladder:
     def too_slow(self) -> bool:
         """Say whether even the last rung exceeds the budget."""
         return (
-            self.at == len(self.rungs) - 1
-            and len(self._seconds) >= LEAST
-            and self.p95 / self.rung.every > self.budget
+            self.at == len(self.rungs) - 1 and len(self._seconds) >= LEAST and self.p95 / self.rung.every > self.budget
         )
 
     def measured(self, engine: int, seconds: Sequence[float]) -> bool:

@@ -119,6 +119,7 @@ class Live:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._alerting, self._alert_at, self._events = False, -math.inf, 0
+        self._next = 0  # the window to explain next
 
     def __enter__(self) -> Live:
         stages = (self.capture.run, self._infer, self._encode, self._view, self._tell)
@@ -222,9 +223,10 @@ class Live:
 
     def _explain(self, window: Window, stop: threading.Event) -> None:
         rung = self.ladder.rung
-        if window.number % rung.every:
+        if window.number < self._next:
             self.skipped += 1
             return
+        self._next = window.number + rung.every
         engine, gauge = self.engines[rung.engine], self.gauges[rung.engine]
         since = time.perf_counter()
         looked = engine.look(window.pixels, self.target, self.when)

@@ -108,7 +108,7 @@ class Address(Source):
                 stream = container.streams.video[0]
                 self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
                 for frame in container.decode(stream):
-                    yield frame.to_ndarray(format="rgb24")
+                    yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
         except (FFmpegError, OSError) as error:
             # The error's own text holds the address.
             said = getattr(error, "strerror", None) or type(error).__name__
