@@ -13,13 +13,13 @@ import click
 
 from selrel_zennit.class_names import class_index
 from selrel_zennit.errors import InputError
+from selrel_zennit.loop import TOP
 
 from ..live.engines import ArtifactEngine, Engine
 from ..live.events import Events
 from ..live.guard import LOOPBACK, SHORTEST_TOKEN
 from ..live.pipeline import Live
 from ..live.sources import open_source
-from ..video_run import TOP
 from .run import condition, settings_entries
 from .runner_options import open_named, runner_options, settings_of
 
@@ -87,7 +87,9 @@ def live(
     served = _hosts(host, names, token)
     for needed in ("starlette", "uvicorn", "websockets"):
         if find_spec(needed) is None:
-            raise InputError(f"selrel live needs {needed}, which is not installed: pip install 'selrel-zennit[live]'")
+            raise InputError(
+                f"selrel live needs {needed}, which is not installed: pip install starlette uvicorn websockets"
+            )
     from ..live.server import Hub, make_app, serve
 
     events = Events(None if record is None else Path(record), _bytes(record_limit))

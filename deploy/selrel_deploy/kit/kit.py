@@ -37,6 +37,7 @@ pip install --no-deps selrel-zennit==@VERSION@
 pip install -r requirements-edge.txt
 python run.py VIDEO
 selrel run @NAME@.onnx VIDEO --out out  # pictures, a film, a report
+pip install starlette uvicorn websockets && python run.py 0 --live  # a camera, on a page in the browser
 selrel bench --artifact @NAME@.onnx --clips VIDEO
 ```
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from selrel_zennit.clips.spec import ClipSpec, Frames
 from selrel_zennit.errors import InputError
 from selrel_zennit.explanation import Explanation
+from selrel_zennit.loop import Condition
 
 from ..artifact.format import Artifact
 from ..runners.base import Runner
-from ..video_run import Condition
 
 Logits = npt.NDArray[np.floating[Any]]
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from selrel_zennit.clips.spec import Frames
 from selrel_zennit.errors import InputError
-from selrel_zennit.explanation import Explanation
+from selrel_zennit.explanation import ClipExplanations, Explanation
 from selrel_zennit.files import check_folder, staged_folder
-from selrel_zennit.outputs.files import ClipExplanations, write_outputs
+from selrel_zennit.outputs.files import write_outputs
 
 from .packets import jpeg
 

@@ -18,7 +18,7 @@ from selrel_zennit.clips.cutting import frozen_frame
 from selrel_zennit.clips.spec import Frames
 from selrel_zennit.explanation import Explanation
 
-FEWEST = 6
+FEWEST = 8
 """Still clips that it takes to read the gauge."""
 VOXELS = 0.99
 """Of a still clip's voxels in a frame, the share that lies below the threshold."""
@@ -27,6 +27,7 @@ CLIPS = 0.95
 
 _KEPT = 24  # still clips
 _DRAWN = 4096  # voxels of a frame of a still clip, for the thresholds
+_NORMAL = 2.0  # σ above the mean, of which few still clips are
 _MAD = 1.4826  # from the median of |x| to the σ of a normal distribution
 
 Map = npt.NDArray[np.floating]
@@ -75,6 +76,7 @@ class Gauge:
     def __init__(self, motion: bool) -> None:
         self.motion = motion
         self._changes: deque[npt.NDArray[np.float32]] = deque(maxlen=_KEPT // 2)
+        self._maps: deque[Map] = deque(maxlen=_KEPT // 2)
         self._null: deque[float] = deque(maxlen=_KEPT)
         self._thresholds: npt.NDArray[np.float64] | None = None
         self._still = self._fooled = self._seen = 0
@@ -105,7 +107,11 @@ class Gauge:
             step = max(changes.shape[1] // _DRAWN, 1)
             self._changes.append(changes[:, self._seen % step :: step].astype(np.float32))
             self._thresholds = np.quantile(np.concatenate(self._changes, axis=1), VOXELS, axis=1)
+            # The others are measured by what the thresholds are now.
+            self._null = deque((self._share(one) for one in self._maps), _KEPT)
         else:
+            if not self.motion:
+                self._maps.append(still.relevance[0])
             self._null.append(self._raw(still))
 
     def read(self, explanation: Explanation) -> Reading:
@@ -113,17 +119,19 @@ class Gauge:
         if not self.ready:
             return Reading(math.nan, math.nan, math.nan)
         raw, held = self._raw(explanation), np.asarray(self._null)
-        # The highest of few is a poor percentile: what a still clip spreads is added.
-        null = float(np.quantile(held, CLIPS) + held.std())
+        # The highest of few is a poor percentile: at least what a normal distribution would give the next one.
+        spread = held.std(ddof=1) * math.sqrt(1 + 1 / len(held))
+        null = float(max(np.quantile(held, CLIPS), held.mean() + _NORMAL * spread))
         value = (raw - null) / (1 - null) if null < 1 else 0.0
         return Reading(min(max(value, 0.0), 1.0), raw, null)
 
     def _raw(self, explanation: Explanation) -> float:
-        if self.motion:
-            return motion_of_margin(explanation)
+        return motion_of_margin(explanation) if self.motion else self._share(explanation.relevance[0])
+
+    def _share(self, relevance: Map) -> float:
         assert self._thresholds is not None
-        size = np.abs(explanation.relevance[0].astype(np.float64))
-        above = _changes(explanation.relevance[0]) > self._thresholds[:, None, None]
+        size = np.abs(relevance.astype(np.float64))
+        above = _changes(relevance) > self._thresholds[:, None, None]
         total = float(size.sum())
         return float((size * above).sum()) / total if total > 0 else 0.0
 

@@ -16,9 +16,9 @@ from selrel_zennit.class_names import class_name
 from selrel_zennit.clips.spec import Frames
 from selrel_zennit.errors import InputError
 from selrel_zennit.explanation import Explanation
+from selrel_zennit.loop import TOP, Condition
 from selrel_zennit.outputs.files import top_classes
 
-from ..video_run import TOP, Condition
 from .clock import stamp
 from .engines import Engine
 from .events import APART, Event, Events
@@ -34,7 +34,7 @@ ALERT = 0.5
 """Without a condition, an event begins where the top class has this probability and the gauge reads above 0."""
 
 _STILL_EVERY = 12  # windows, of which one is followed by a still clip
-_AT_START = FEWEST + 4  # still clips, half of which make thresholds
+_AT_START = 2 * FEWEST + 2  # still clips, half of which make thresholds
 _FEWEST_TIMED, _LONGEST_TIMED = 3, 6.0  # explanations, and seconds, of each engine at start
 _TICK = 0.25
 

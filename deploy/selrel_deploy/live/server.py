@@ -191,6 +191,9 @@ def make_app(live: Live, hub: Hub, hosts: tuple[str, ...] = LOOPBACK, token: str
             return PlainTextResponse("no such event is kept\n", 404, headers=_SAFE)
         return Response(event.picture(), media_type="image/jpeg", headers=_SAFE)
 
+    async def nothing(_: Request) -> Response:
+        return Response(status_code=204, headers=_SAFE)
+
     async def health(_: Request) -> Response:
         # No more than that: it is answered without the token.
         well = live.capture.fault is None and live.fault is None
@@ -213,6 +216,7 @@ def make_app(live: Live, hub: Hub, hosts: tuple[str, ...] = LOOPBACK, token: str
                 Route("/", show),
                 Route("/events/{number:int}.html", report),
                 Route("/events/{number:int}.jpg", picture),
+                Route("/favicon.ico", nothing),
                 Route("/healthz", health),
                 Route("/metrics", metrics),
                 WebSocketRoute("/live", socket),
@@ -264,6 +268,8 @@ def serve(app: Guard, host: str, port: int, started: Callable[[int], None] = lam
         http=ImpatientProtocol,
         ws_max_size=1024,
         ws_max_queue=4,
+        ws_ping_interval=5,
+        ws_ping_timeout=PATIENCE,
         ws_per_message_deflate=False,
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=5,

@@ -168,8 +168,8 @@ class Capture:
             before = self.frames
             try:
                 self._once(stop)
-                ended = f"{self.source.name} has ended: it is opened again"
-                self.fault = ended if self.source.lives else None
+                if self.source.lives and not stop.is_set():
+                    self.fault = f"{self.source.name} has ended: it is opened again"
             except InputError as error:
                 self.fault = str(error)
             except Exception as error:  # a decoder's own: the page says it, and the next try may do

@@ -10,10 +10,10 @@ from torch import nn
 from selrel_zennit.attribution import METHODS, build_method
 from selrel_zennit.cli.options import weights_entry
 from selrel_zennit.clips.spec import Frames
+from selrel_zennit.loop import TOP, Condition
 from selrel_zennit.pipeline import explain, spec_of
 from selrel_zennit.selection.selections import MotionSelection
 
-from ..video_run import TOP, Condition
 from .engines import Engine, Looked
 
 _CHEAPEST = "gradient_x_input"
