@@ -78,9 +78,9 @@ def recovered_bias(result: Result) -> str:
         for bias in biases:
             values = [one[name] for one in result["networks"] if one["bias"] == bias]
             means.append(f"{sum(values) / len(values):.2f}")
-        said = "not defined" if found["spearman"] != found["spearman"] else (
-            f"{found['spearman']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-        )  # fmt: skip
+        said = "not defined"
+        if found is not None:
+            said = f"{found['spearman']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
         lines.append([name, *means, said])
     return markdown(["measure", *(f"bias {bias:g}" for bias in biases), "Spearman with the dial"], lines)
 

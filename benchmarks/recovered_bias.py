@@ -102,9 +102,11 @@ def measured(model: Any, count: int) -> dict[str, float]:
     }
 
 
-def correlation(networks: list[dict[str, Any]], name: str) -> dict[str, float]:
-    """Return Spearman's correlation of a measure with the dial, and its interval over seeds."""
+def correlation(networks: list[dict[str, Any]], name: str) -> dict[str, float] | None:
+    """Return Spearman's correlation of a measure with the dial and its interval over seeds; None for a constant."""
     dial, values = (np.array([one[key] for one in networks]) for key in ("bias", name))
+    if len(set(values)) < 2:
+        return None
     random = np.random.default_rng(0)
     places = [np.flatnonzero(dial == bias) for bias in BIASES]
     drawn = []
