@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+import webbrowser
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,7 +53,8 @@ _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to serve at; any but loopback needs --token."
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Port to serve at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to serve at.")
+@click.option("--no-browser", is_flag=True, help="Do not open the page; it opens by itself on a terminal alone.")
 @click.option("--token", envvar="SELREL_LIVE_TOKEN", help="What a page is asked for; safer in SELREL_LIVE_TOKEN.")
 @click.option("--allow-host", "names", multiple=True, help="A host name under which the page may be asked for.")
 @click.option("--clock", is_flag=True, help="Draw the time into the frames, to measure the latency by.")
@@ -75,6 +77,7 @@ def live(
     record_limit: str,
     host: str,
     port: int,
+    no_browser: bool,
     token: str | None,
     names: tuple[str, ...],
     clock: bool,
@@ -126,6 +129,8 @@ def live(
         def started(bound: int) -> None:
             shown = f"[{host}]" if ":" in host else host
             print(f"{opened.name}: http://{shown}:{bound}/ (stop with Ctrl+C)", flush=True)
+            if not no_browser and sys.stdout.isatty():
+                webbrowser.open(f"http://{shown}:{bound}/")
 
         stack.enter_context(view)
         serve(make_app(view, hub, served, token), host, port, started)
