@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from ..clips.spec import ClipSpec
+from .initialise import kaiming
 from .registry import register_model
 
 # name of the convolution, its channels as a multiple of the width, the pool after it
@@ -64,15 +64,9 @@ class Small3D(nn.Sequential):
         self.num_classes = num_classes
         self.class_names = list(class_names) if class_names is not None else None
 
-    @torch.no_grad()
     def reset_parameters(self, seed: int = 0) -> None:
         """Draw all parameters anew (Kaiming, ReLU gain; zero biases) from a generator of its own, in place."""
-        generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+        kaiming(self, seed)
 
 
 @register_model(
