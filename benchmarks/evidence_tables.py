@@ -35,8 +35,10 @@ def real_audit(result: Result) -> str:
     lines = []
     for name, found in result["sets"].items():
         row = found["tables"]["audit"]["rows"][0]
-        lines.append([name, *(_percent(cell) for cell in row[1:5]), str(row[5]), str(row[6])])
-    return markdown(["set", "right", "frozen", "shuffled", "reversed", "motion ÷ margin", "videos"], lines)
+        controls = [_percent(cells[1]) for cells in found["controls"].values()]
+        lines.append([name, *(_percent(cell) for cell in row[1:5]), str(row[5]), *controls, str(row[6])])
+    controls = list(next(iter(result["sets"].values()))["controls"])
+    return markdown(["set", "right", "frozen", "shuffled", "reversed", "motion ÷ margin", *controls, "videos"], lines)
 
 
 def real_methods(result: Result) -> str:

@@ -28,6 +28,7 @@ from scipy.stats import spearmanr
 import selrel_zennit as sr
 from selrel_zennit.clips.spec import ClipSpec
 from selrel_zennit.evaluate import evaluate, read_dataset
+from selrel_zennit.evaluate.controls import CONTROLS
 from selrel_zennit.evaluate.measures import ANSWERS
 from selrel_zennit.evaluate.tables import Table
 from selrel_zennit.training import RECIPES, train
@@ -101,6 +102,12 @@ def main() -> int:
             "videos": len({row["video"] for row in found.rows}),
             "left out": found.done.failed,
             "by class": by_class(found.rows),
+            "controls": {
+                control: evaluate(model, data, (), store=arguments.work / name / "rows", control=control)
+                .table("audit")
+                .to_dict()["rows"][0]
+                for control in CONTROLS
+            },
             "tables": {table.name: table.to_dict() for table in tables},
         }
         result |= {

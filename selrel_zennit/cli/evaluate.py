@@ -34,6 +34,7 @@ from .options import json_option, write_json
 @click.option("--classes", help="Names with commas between: only these  [default: all]")
 @click.option("--root", help="Folder that paths in a table start from  [default: the table's]")
 @click.option("--audit/--no-audit", default=None, help="Frozen, shuffled and reversed clips too  [default: yes]")
+@click.option("--control", help="Show videos as appearance-free, stripes or still-foreground  [default: as they are]")
 @click.option("--seed", type=click.IntRange(0), help="[default: 0]")
 @click.option("--settings", "file", help="A settings.toml of an earlier run: repeats it; other options overrule it.")
 @click.option("--out", default="evaluation", show_default=True, help="Folder for rows, tables and the report.")

@@ -163,7 +163,7 @@ def write_evaluation(
     videos = len({row["video"] for row in evaluation.rows})
     who = evaluator.network.split()[0]
     lead = f"{who} on {videos} videos of {len(data.classes)} classes; means over videos, 95 % intervals (bootstrap)."
-    title = f"Evaluation on {settings.dataset}"
+    title = f"Evaluation on {settings.dataset}" + (f", {settings.control}" if settings.control else "")
     clips = _clips(evaluation, data, evaluator) if pictures else {}
     with staged_folder(out) as folder:
         said = "".join(f"- {note}\n" for note in notes)
@@ -188,7 +188,7 @@ def _clips(evaluation: Evaluation, data: Dataset, evaluator: Evaluator) -> dict[
     for right in (1.0, 0.0):
         for row in [row for row in answers if row["right"] == right][:_SHOWN]:
             video, spec = by_name[row["video"]], evaluator.measures.spec
-            clip = torch.from_numpy(spec.from_pixels(spec.pixels(video.frames(), row["start"])[None]))
+            clip = torch.from_numpy(spec.from_pixels(spec.pixels(evaluator.shown(video), row["start"])[None]))
             shown = explain(evaluator.measures.model, clip, evaluator.measures.attributors[method], row["predicted"])
             said = "right" if right else f"wrong: it is {row['label']}"
             name = data.classes[row["predicted"]]

@@ -85,7 +85,7 @@ class Measures:
         needed = [name for name in self.settings.methods if name in wanted or any(name in pair for pair in pairs)]
         if not needed:
             return
-        truth = video.made() if video.made is not None else None
+        truth = video.made() if video.made is not None and self.settings.control is None else None
         if truth is not None and truth.causal_mask.shape != pixels.shape[:3]:
             truth = None
         flows = {name: optical_flow(pixels, name) for name in self.settings.flows}

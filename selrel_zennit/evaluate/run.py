@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..clips.spec import Frames
 from ..errors import InputError
 from ..models.registry import load_model
+from .controls import controlled
 from .dataset import Dataset, LabelledVideo
 from .measures import ANSWERS, Measures, Row, pair_name, pairs_of
 from .settings import Settings
@@ -52,14 +54,20 @@ class Evaluator:
         names = list(self.settings.methods) + [pair_name(pair) for pair in pairs_of(self.settings.methods)]
         return names + ([ANSWERS] if self.settings.audit else [])
 
+    def shown(self, video: LabelledVideo) -> Frames:
+        """Return a video's frames, under the control where there is one. Raises InputError for fewer than 2."""
+        frames = video.frames()
+        if len(frames) < 2:
+            raise InputError(f"{video.name}: {len(frames)} frame; a motion explanation needs at least 2")
+        control = self.settings.control
+        return frames if control is None else controlled(frames, control, video.box, self.settings.seed)
+
     def video(self, video: LabelledVideo, index: int, known: frozenset[Key]) -> tuple[list[Row], int]:
         """Return the rows of a video's clips that are not known, and how many of its clips were known whole.
 
         Raises InputError where the video cannot be read or measured.
         """
-        frames = video.frames()
-        if len(frames) < 2:
-            raise InputError(f"{video.name}: {len(frames)} frame; a motion explanation needs at least 2")
+        frames = self.shown(video)
         digest, what = video.digest(), self.settings.what
         properties = {f"property {key}": value for key, value in video.properties.items()}
         about = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..text import close_names
+from .controls import CONTROLS
 from .flow import FLOWS
 
 if sys.version_info >= (3, 11):
@@ -22,6 +23,9 @@ else:
 METHODS = ("dtd", "gradcam", "guided_backprop", "guided_gradcam", "motion_lrp:reference=middle", "random")
 
 
+_UNUSED = ("control", None)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that a row depends on beside the video.
@@ -31,6 +35,7 @@ class Settings:
     ("motion_lrp:reference=middle;beta=1"), and "random", a map of noise. ``levels`` are the n of n·σ. ``clips`` is how
     many clips of a video are taken, spread evenly over it. ``boxes`` is how many boxes of its size are covered beside a
     video's own, for the causal test. ``audit`` asks for the answers on frozen, shuffled and reversed clips.
+    ``control`` shows the network videos under one of ``controls.CONTROLS``.
 
     Raises InputError for an estimator, level or number that cannot be.
     """
@@ -48,6 +53,7 @@ class Settings:
     clips: int = 1
     boxes: int = 8
     audit: bool = True
+    control: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,6 +62,10 @@ class Settings:
                 raise InputError(
                     f"no optical flow named {name!r}{close_names(name, FLOWS)}; there are: {', '.join(FLOWS)}"
                 )
+        if self.control is not None and self.control not in CONTROLS:
+            raise InputError(
+                f"no control {self.control!r}{close_names(self.control, CONTROLS)}; there are: {', '.join(CONTROLS)}"
+            )
         if not self.methods and not self.audit:
             raise InputError("nothing to measure: give methods, or leave --no-audit out")
         if any(not level > 0 for level in self.levels):
@@ -67,7 +77,8 @@ class Settings:
     def what(self) -> str:
         """A hash of what decides a row's values: not which videos, and not which other methods."""
         left = {"dataset", "root", "split", "classes", "methods", "clips", "weights"}
-        decides = {key: value for key, value in asdict(self).items() if key not in left}
+        # A setting that came later and is not used leaves the rows of before as they were.
+        decides = {key: value for key, value in asdict(self).items() if key not in left and (key, value) != _UNUSED}
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_toml(self) -> str:
